@@ -1,0 +1,22 @@
+//! Raw bindings to MLX through mlx-c, in the shape of crates.io's `mlx-sys` 0.7.0.
+//!
+//! The library itself is the prebuilt one of the MLX wheels; see build.rs.
+#![allow(non_camel_case_types, non_snake_case, non_upper_case_globals)]
+#![allow(missing_docs, unnecessary_transmutes, clippy::all)]
+
+include!(concat!(env!("OUT_DIR"), "/bindings.rs"));
+
+mod half;
+pub use half::*;
+
+extern "C" {
+    /// Whether the C++ exception that is being handled is a `std::invalid_argument`. Only an error
+    /// handler of mlx-c, called inside the catch block, can ask.
+    pub fn emily_current_exception_is_invalid_argument() -> bool;
+
+    /// The keys of a GGUF file's metadata, which mlx-c gives by key alone.
+    pub fn emily_gguf_metadata_keys(
+        keys: *mut mlx_vector_string,
+        gguf: mlx_io_gguf,
+    ) -> std::os::raw::c_int;
+}
