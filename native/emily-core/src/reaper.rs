@@ -1,0 +1,123 @@
+//! Ends things on a thread that may wait: threads are joined and large or unevaluated arrays freed
+//! here, never on a scheduler that is collecting garbage.
+
+use crate::device::Device;
+use crate::dtype::Dtype;
+use crate::error::Result;
+use crate::halt;
+use crate::mlx;
+use crate::op::{Fill, Op};
+use crate::slot::Lease;
+use crate::tensor::evaluate;
+use crossbeam_channel::{unbounded, Receiver, Sender};
+use mlx_rs::Array;
+use std::sync::OnceLock;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+/// What is to be ended.
+enum Remains {
+    Array(Array),
+    /// A thread that has done its last work.
+    Thread(JoinHandle<()>),
+    /// Not an end: MLX is prepared on this thread.
+    Start(Sender<Result<()>>),
+    /// Somebody waits until everything before it has been ended.
+    Flush(Sender<()>),
+}
+
+/// How long the reaper gathers before it sleeps again. Waking a sleeping thread costs a scheduler
+/// some microseconds, which this bounds to once in the time.
+const GATHER: Duration = Duration::from_millis(1);
+
+fn queue() -> &'static Sender<Remains> {
+    static QUEUE: OnceLock<Sender<Remains>> = OnceLock::new();
+    QUEUE.get_or_init(|| {
+        let (sender, receiver) = unbounded();
+        thread::Builder::new()
+            .name("emily-reaper".into())
+            .spawn(move || reap(&receiver))
+            .expect("the operating system has room for one thread when emily is loaded");
+        sender
+    })
+}
+
+/// Prepares MLX. Call it before anything else of this crate; later calls return the first one's result.
+///
+/// MLX treats the thread that touches it first as its main thread. That becomes the reaper, which
+/// lives as long as the process.
+///
+/// # Errors
+/// MLX's reason.
+pub fn start() -> Result<()> {
+    static STARTED: OnceLock<Result<()>> = OnceLock::new();
+    STARTED
+        .get_or_init(|| {
+            let (sender, started) = crossbeam_channel::bounded(1);
+            // The reaper lives as long as the process, so that the send cannot fail.
+            let _ = queue().send(Remains::Start(sender));
+            started.recv().expect("the reaper answers")
+        })
+        .clone()
+}
+
+fn prepare() -> Result<()> {
+    mlx::install_error_handler();
+    let device = Device::preferred();
+    // SAFETY: a live device; nothing else of MLX runs yet.
+    let status = device.with_raw(|raw| unsafe { mlx_sys::mlx_set_default_device(raw) });
+    mlx::check("Device", status)?;
+    Lease::prepare()?;
+    // One evaluation, so that MLX's statics exist before the handler of the exit is registered.
+    let lease = Lease::take()?;
+    let build = lease.slot().build(device);
+    let fill = Fill { shape: vec![1], dtype: Dtype::Float32 };
+    let zero = Op::Zeros(fill).build(&build, &[])?;
+    evaluate("Start", [&Op::Exp.build(&build, &[Some(&zero)])?])?;
+    halt::register();
+    Ok(())
+}
+
+fn reap(remains: &Receiver<Remains>) {
+    while let Ok(first) = remains.recv() {
+        end(first);
+        while let Ok(next) = remains.try_recv() {
+            end(next);
+        }
+        thread::sleep(GATHER);
+    }
+}
+
+fn end(remains: Remains) {
+    match remains {
+        Remains::Array(array) => halt::free(array),
+        Remains::Thread(handle) => {
+            // A panic of a worker's thread was reported by its jobs.
+            let _ = handle.join();
+        }
+        Remains::Start(done) => {
+            let _ = done.send(prepare());
+        }
+        Remains::Flush(done) => {
+            let _ = done.send(());
+        }
+    }
+}
+
+/// Frees an array soon.
+pub(crate) fn free(array: Array) {
+    // The reaper lives as long as the process, so that the send cannot fail.
+    let _ = queue().send(Remains::Array(array));
+}
+
+/// Joins a thread that is about to end.
+pub(crate) fn join(handle: JoinHandle<()>) {
+    let _ = queue().send(Remains::Thread(handle));
+}
+
+/// Waits until everything handed over before has been freed or joined.
+pub fn flush() {
+    let (done, flushed) = crossbeam_channel::bounded(1);
+    let _ = queue().send(Remains::Flush(done));
+    let _ = flushed.recv();
+}

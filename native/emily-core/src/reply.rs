@@ -1,0 +1,64 @@
+//! The answer to a job: owed exactly once.
+
+use crate::error::{Error, Result};
+use crate::load::Loaded;
+use crate::tensor::{Bytes, Tensor};
+
+/// What a job answers with.
+#[derive(Debug)]
+pub enum Value {
+    /// The work is done.
+    Done,
+    /// Tensors, ready.
+    Tensors(Vec<Tensor>),
+    /// A tensor's elements.
+    Bytes(Bytes),
+    /// What a file holds.
+    Loaded(Loaded),
+}
+
+/// Where an answer goes.
+pub trait Recipient: Send {
+    /// Whether anybody waits for the answer. Asked before the work is begun: the caller may have died
+    /// or given up.
+    fn is_waiting(&self) -> bool;
+
+    /// Delivers the answer.
+    fn deliver(self: Box<Self>, answer: Result<Value>);
+}
+
+/// An answer that is owed. Dropped unsent, it answers [`Error::Stopped`], so that no caller waits
+/// for ever.
+pub struct Reply(Option<Box<dyn Recipient>>);
+
+impl Reply {
+    /// An answer owed to a recipient.
+    pub fn to(recipient: impl Recipient + 'static) -> Self {
+        Reply(Some(Box::new(recipient)))
+    }
+
+    /// Whether anybody waits for the answer.
+    pub fn is_wanted(&self) -> bool {
+        self.0.as_ref().is_some_and(|recipient| recipient.is_waiting())
+    }
+
+    /// Answers.
+    pub fn send(mut self, answer: Result<Value>) {
+        if let Some(recipient) = self.0.take() {
+            recipient.deliver(answer);
+        }
+    }
+
+    /// Gives the duty up without an answer: the caller was told in another way.
+    pub fn forget(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Reply {
+    fn drop(&mut self) {
+        if let Some(recipient) = self.0.take() {
+            recipient.deliver(Err(Error::Stopped));
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! The pool of streams. MLX never frees a stream, so that streams live in *slots* that are leased to
+//! workers and come back when the workers end. A slot has a stream of the CPU and, where there is a
+//! GPU, one of the GPU: a worker computes on one of them, and what a GPU lacks is done on the other.
+//!
+//! Who holds a slot's lease, and nobody else, evaluates nodes of its streams. Anybody may build nodes.
+
+use crate::build::Build;
+use crate::device::Device;
+use crate::error::{Error, Result};
+use crate::mlx;
+use crate::worker::Worker;
+use mlx_sys::mlx_stream;
+use std::sync::{
+    Arc, Condvar, Mutex, MutexGuard, OnceLock, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak,
+};
+
+/// Slots that are made at a time: making some excludes every running evaluation.
+const BATCH: usize = 16;
+
+/// The most slots. Metal refuses streams somewhere above 600, and each slot that has computed on the
+/// CPU keeps a thread.
+const MOST: usize = 512;
+
+/// MLX looks streams up without a lock while it evaluates. Evaluations hold this gate for reading,
+/// and making a stream holds it for writing.
+static GATE: RwLock<()> = RwLock::new(());
+
+/// Enters the gate for an evaluation.
+pub(crate) fn evaluating() -> RwLockReadGuard<'static, ()> {
+    GATE.read().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+/// Closes the gate to evaluations, if none runs.
+pub(crate) fn close_gate() -> Option<RwLockWriteGuard<'static, ()>> {
+    GATE.try_write().ok()
+}
+
+/// The streams that one worker evaluates on.
+pub struct Slot {
+    cpu: mlx_stream,
+    gpu: Option<mlx_stream>,
+    /// Its number, which stays.
+    index: usize,
+    occupancy: Mutex<Occupancy>,
+    /// Told whenever the slot becomes free.
+    freed: Condvar,
+}
+
+/// Who may evaluate on the slot.
+enum Occupancy {
+    Free,
+    /// A worker's for its lifetime; `None` until the worker is made.
+    Leased(Option<Weak<Worker>>),
+    /// Borrowed for one evaluation of tensors whose worker is gone.
+    Borrowed,
+}
+
+/// Who stands in the way of borrowing a slot.
+pub(crate) enum Occupied {
+    /// This worker holds it and takes jobs.
+    By(Arc<Worker>),
+    /// A worker that is ending, or another borrower: it will be free.
+    Passing,
+}
+
+// SAFETY: stream handles are written before the slot is shared, never freed and only read by MLX.
+unsafe impl Send for Slot {}
+// SAFETY: as above; the rest is locked.
+unsafe impl Sync for Slot {}
+
+impl Slot {
+    /// Its number, from 0.
+    pub fn index(&self) -> usize {
+        self.index
+    }
+
+    /// How nodes are built on its stream of a device.
+    pub fn build(&self, device: Device) -> Build {
+        Build::new(device, self.cpu, self.gpu)
+    }
+
+    /// Waits for what was scheduled and never waited for.
+    pub(crate) fn synchronize(&self) -> Result<()> {
+        for stream in [Some(self.cpu), self.gpu].into_iter().flatten() {
+            // SAFETY: a live stream, whose slot the caller holds.
+            mlx::check("Stream", unsafe { mlx_sys::mlx_synchronize(stream) })?;
+        }
+        Ok(())
+    }
+
+    /// The worker that holds the slot and takes jobs, if there is one.
+    pub(crate) fn worker(&self) -> Option<Arc<Worker>> {
+        match &*self.occupancy() {
+            Occupancy::Leased(Some(worker)) => worker.upgrade().filter(|worker| worker.is_open()),
+            _ => None,
+        }
+    }
+
+    fn occupancy(&self) -> MutexGuard<'_, Occupancy> {
+        self.occupancy.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+/// The right to evaluate on a slot; gives the slot back when dropped.
+pub(crate) struct Lease(Arc<Slot>);
+
+impl Lease {
+    /// Makes the first slots.
+    pub(crate) fn prepare() -> Result<()> {
+        let mut pool = pool();
+        if pool.made == 0 {
+            pool.grow()?;
+        }
+        Ok(())
+    }
+
+    /// Leases a free slot, making more where none is free.
+    pub(crate) fn take() -> Result<Lease> {
+        let mut pool = pool();
+        if pool.free.is_empty() {
+            pool.grow()?;
+        }
+        let slot = pool.free.pop().expect("the pool has just grown");
+        *slot.occupancy() = Occupancy::Leased(None);
+        Ok(Lease(slot))
+    }
+
+    /// Borrows one slot for an evaluation.
+    pub(crate) fn borrow(slot: &Arc<Slot>) -> std::result::Result<Lease, Occupied> {
+        let mut pool = pool();
+        let occupancy = slot.occupancy();
+        match &*occupancy {
+            Occupancy::Free => {
+                drop(occupancy);
+                Ok(Self::borrow_free(slot, &mut pool))
+            }
+            Occupancy::Leased(Some(worker)) => match worker.upgrade() {
+                Some(worker) if worker.is_open() => Err(Occupied::By(worker)),
+                _ => Err(Occupied::Passing),
+            },
+            Occupancy::Leased(None) | Occupancy::Borrowed => Err(Occupied::Passing),
+        }
+    }
+
+    /// Waits until the slot is free or has a worker that takes jobs. Only a thread that holds no
+    /// slot may wait here, or two could wait for each other.
+    pub(crate) fn wait(slot: &Arc<Slot>) -> std::result::Result<Lease, Arc<Worker>> {
+        loop {
+            match Self::borrow(slot) {
+                Ok(lease) => return Ok(lease),
+                Err(Occupied::By(worker)) => return Err(worker),
+                Err(Occupied::Passing) => {
+                    let occupancy = slot.occupancy();
+                    // A lease without a worker gets one without a notice, hence the time limit.
+                    if !matches!(*occupancy, Occupancy::Free) {
+                        let limit = std::time::Duration::from_millis(1);
+                        drop(slot.freed.wait_timeout(occupancy, limit));
+                    }
+                }
+            }
+        }
+    }
+
+    fn borrow_free(slot: &Arc<Slot>, pool: &mut Pool) -> Lease {
+        pool.free.retain(|free| free.index != slot.index);
+        *slot.occupancy() = Occupancy::Borrowed;
+        Lease(Arc::clone(slot))
+    }
+
+    /// Names the worker that holds this lease.
+    pub(crate) fn assign(&self, worker: &Arc<Worker>) {
+        *self.0.occupancy() = Occupancy::Leased(Some(Arc::downgrade(worker)));
+    }
+
+    pub(crate) fn slot(&self) -> &Arc<Slot> {
+        &self.0
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        let mut pool = pool();
+        *self.0.occupancy() = Occupancy::Free;
+        pool.free.push(Arc::clone(&self.0));
+        self.0.freed.notify_all();
+    }
+}
+
+/// All slots. Locked before any slot's occupancy.
+#[derive(Default)]
+struct Pool {
+    made: usize,
+    free: Vec<Arc<Slot>>,
+}
+
+impl Pool {
+    fn grow(&mut self) -> Result<()> {
+        if self.made >= MOST {
+            return Err(Error::NoStream { reason: format!("{MOST} streams are in use") });
+        }
+        let _alone = GATE.write().unwrap_or_else(|poisoned| poisoned.into_inner());
+        for _ in 0..BATCH {
+            let gpu = Device::Gpu.is_present().then(|| new_stream(Device::Gpu)).transpose()?;
+            let slot = Slot {
+                cpu: new_stream(Device::Cpu)?,
+                gpu,
+                index: self.made,
+                occupancy: Mutex::new(Occupancy::Free),
+                freed: Condvar::new(),
+            };
+            self.made += 1;
+            // Slots are taken from the end: one that has run is warm, and unused ones have no thread.
+            self.free.insert(0, Arc::new(slot));
+        }
+        Ok(())
+    }
+}
+
+fn pool() -> MutexGuard<'static, Pool> {
+    static POOL: OnceLock<Mutex<Pool>> = OnceLock::new();
+    POOL.get_or_init(Default::default).lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+/// Makes a stream that any thread may use, one at a time.
+fn new_stream(device: Device) -> Result<mlx_stream> {
+    mlx::install_error_handler();
+    // SAFETY: the caller holds the gate for writing, so that no evaluation looks streams up.
+    let stream = device.with_raw(|raw| unsafe { mlx_sys::mlx_stream_new_thread_unsafe(raw) });
+    if stream.ctx.is_null() {
+        return Err(mlx::last_error("Stream"));
+    }
+    Ok(stream)
+}

@@ -1,0 +1,312 @@
+//! Workers: one OS thread each, which holds a slot and evaluates on its streams.
+//!
+//! How a worker ends:
+//!
+//! 1. Its owner is dropped (the queue is finished: jobs inside are still run) or [`Worker::close`] is
+//!    called (the queue is stopped: jobs inside are answered with `Stopped`). A job that runs is let run.
+//! 2. The thread leaves `Queue::serve` when no job can come any more and none is left.
+//! 3. It waits for what was scheduled on its streams, and drops its lease: the slot is free.
+//! 4. It hands its own handle to the reaper, which joins it. Nobody else waits for a thread.
+//!
+//! A tensor that is lazy when its worker ends stays usable: see [`make_ready`].
+
+use crate::device::Device;
+use crate::error::{Error, Result};
+use crate::load;
+use crate::op::Op;
+use crate::queue::{Jobs, Queue, Refusal};
+use crate::reaper;
+use crate::reply::{Reply, Value};
+use crate::slot::{Lease, Occupied, Slot};
+use crate::tensor::Tensor;
+use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::thread::{self, JoinHandle};
+
+/// Work queued on a worker, with the caller's reply.
+pub struct Job {
+    reply: Reply,
+    work: Work,
+}
+
+enum Work {
+    /// Anything that evaluates on the worker's own slot.
+    Call(Box<dyn FnOnce(&Worker) -> Result<Value> + Send>),
+    /// Evaluates tensors at home in one slot, of which this thread may or may not be the holder.
+    Home(Arc<Slot>, Vec<Tensor>),
+}
+
+/// The right to keep a worker: when dropped, the worker ends after its queued jobs.
+pub struct Owner(Arc<Worker>);
+
+/// A thread that evaluates on the streams of a slot.
+pub struct Worker {
+    slot: Arc<Slot>,
+    device: Device,
+    queue: Queue<Job>,
+    /// The thread's own handle, which it gives to the reaper at its end.
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Owner {
+    /// Starts a worker whose queue holds at most `capacity` jobs.
+    ///
+    /// # Errors
+    /// [`Error::NoDevice`], [`Error::NoStream`], or MLX's reason.
+    pub fn start(device: Device, capacity: usize) -> Result<Owner> {
+        device.require()?;
+        let lease = Lease::take()?;
+        let (queue, jobs) = Queue::new(capacity);
+        let worker = Arc::new(Worker {
+            slot: Arc::clone(lease.slot()),
+            device,
+            queue,
+            thread: Mutex::new(None),
+        });
+        lease.assign(&worker);
+        let of_thread = Arc::clone(&worker);
+        // Held while spawning, so that the thread finds its handle however fast it ends.
+        let mut handle = worker.thread.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let spawned = thread::Builder::new()
+            .name(format!("emily-{}-{}", device.name(), worker.slot.index()))
+            .spawn(move || run(&of_thread, lease, &jobs));
+        *handle = Some(spawned.map_err(|e| Error::NoStream { reason: e.to_string() })?);
+        drop(handle);
+        Ok(Owner(worker))
+    }
+}
+
+impl std::ops::Deref for Owner {
+    type Target = Arc<Worker>;
+
+    fn deref(&self) -> &Arc<Worker> {
+        &self.0
+    }
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        self.0.queue.finish();
+    }
+}
+
+impl Worker {
+    /// The device it computes on.
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
+    /// The slot it holds.
+    pub fn slot(&self) -> &Arc<Slot> {
+        &self.slot
+    }
+
+    /// Jobs that wait, the running one not counted.
+    pub fn queue_depth(&self) -> usize {
+        self.queue.waiting()
+    }
+
+    /// Whether it takes jobs and builds nodes.
+    pub fn is_open(&self) -> bool {
+        self.queue.is_open()
+    }
+
+    /// Ends the worker: queued jobs answer [`Error::Stopped`], later ones are refused.
+    pub fn close(&self) {
+        self.queue.stop();
+    }
+
+    /// Builds a single-output op on the worker's stream, on the calling thread.
+    ///
+    /// # Errors
+    /// [`Error::Stopped`] once the worker is closed, and what [`Tensor::build`] finds.
+    pub fn build(&self, op: &Op, inputs: &[Option<&Tensor>]) -> Result<Tensor> {
+        if !self.is_open() {
+            return Err(Error::Stopped);
+        }
+        Tensor::build(op, inputs, &self.slot, self.device)
+    }
+
+    /// Queues an op; it is built and evaluated on the worker and answers with ready tensors. The
+    /// inputs must be usable in the worker's slot.
+    ///
+    /// # Errors
+    /// As [`Worker::call`].
+    pub fn apply(&self, op: Op, inputs: Vec<Option<Tensor>>, reply: Reply) -> Refused {
+        self.call(reply, move |worker| {
+            let inputs: Vec<_> = inputs.iter().map(Option::as_ref).collect();
+            Tensor::build_all(&op, &inputs, &worker.slot, worker.device).map(Value::Tensors)
+        })
+    }
+
+    /// Queues loading a file; answers with [`Value::Loaded`].
+    ///
+    /// # Errors
+    /// As [`Worker::call`].
+    pub fn load(&self, path: String, reply: Reply) -> Refused {
+        self.call(reply, move |worker| {
+            load::load(&path, &worker.slot, worker.device).map(Value::Loaded)
+        })
+    }
+
+    /// Queues reading a tensor, which must be usable in the worker's slot.
+    ///
+    /// # Errors
+    /// As [`Worker::call`].
+    pub fn read(&self, tensor: Tensor, reply: Reply) -> Refused {
+        self.call(reply, move |worker| {
+            tensor.read(&worker.slot.build(worker.device)).map(Value::Bytes)
+        })
+    }
+
+    /// Queues work on the worker's thread.
+    ///
+    /// # Errors
+    /// The reply and [`Error::QueueFull`] or [`Error::Stopped`], where the work was not taken.
+    pub fn call(
+        &self,
+        reply: Reply,
+        work: impl FnOnce(&Worker) -> Result<Value> + Send + 'static,
+    ) -> Refused {
+        self.submit(Job { reply, work: Work::Call(Box::new(work)) })
+            .map_err(|(job, error)| (job.reply, error))
+    }
+
+    fn submit(&self, job: Job) -> std::result::Result<(), (Job, Error)> {
+        self.queue.submit(job).map_err(|(job, refusal)| {
+            let error = match refusal {
+                Refusal::Full => Error::QueueFull { capacity: self.queue.capacity() },
+                Refusal::Stopped => Error::Stopped,
+            };
+            (job, error)
+        })
+    }
+}
+
+/// A job that was not taken gives its reply back, so that the caller can be told at once.
+pub type Refused = std::result::Result<(), (Reply, Error)>;
+
+/// Queues the evaluation of lazy tensors where they are at home: all must be of one slot. The worker
+/// that holds the slot does it; where that worker is gone, `guest` does, borrowing the slot.
+///
+/// # Errors
+/// As [`Worker::call`].
+pub fn make_ready(tensors: Vec<Tensor>, guest: &Worker, reply: Reply) -> Refused {
+    let home = tensors.iter().find(|tensor| !tensor.is_ready()).and_then(Tensor::home);
+    let Some(home) = home.cloned() else {
+        // Evaluated since the caller looked: a job that finds nothing to do tells it.
+        return guest.call(reply, |_| Ok(Value::Done));
+    };
+    let mut job = Job { reply, work: Work::Home(Arc::clone(&home), tensors) };
+    if let Some(worker) = home.worker() {
+        match worker.submit(job) {
+            Ok(()) => return Ok(()),
+            // It has been closed since: its slot will be free.
+            Err((refused, Error::Stopped)) => job = refused,
+            Err((refused, error)) => return Err((refused.reply, error)),
+        }
+    }
+    guest.submit(job).map_err(|(job, error)| (job.reply, error))
+}
+
+fn run(worker: &Arc<Worker>, lease: Lease, jobs: &Jobs<Job>) {
+    // An evaluation asks for the thread's default streams and would make some for itself.
+    worker.slot.build(worker.device).set_default();
+    worker.queue.serve(jobs, |job| perform(worker, job), drop);
+    // What was scheduled without anybody waiting and failed has nobody to be told.
+    let _ = worker.slot.synchronize();
+    drop(lease);
+    let handle = worker.thread.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
+    if let Some(handle) = handle {
+        reaper::join(handle);
+    }
+}
+
+fn perform(worker: &Worker, job: Job) {
+    if !job.reply.is_wanted() {
+        job.reply.forget();
+        return;
+    }
+    match job.work {
+        Work::Call(work) => job.reply.send(guarded(|| work(worker))),
+        Work::Home(home, tensors) if Arc::ptr_eq(&home, &worker.slot) => {
+            job.reply.send(guarded(|| evaluate(&tensors)));
+        }
+        Work::Home(home, tensors) => match Lease::borrow(&home) {
+            Ok(lease) => job.reply.send(guarded(|| on_borrowed(&lease, &tensors))),
+            Err(Occupied::By(holder)) => {
+                let job = Job { reply: job.reply, work: Work::Home(home, tensors) };
+                if let Err((job, error)) = holder.submit(job) {
+                    forward(job, error);
+                }
+            }
+            Err(Occupied::Passing) => {
+                forward(Job { reply: job.reply, work: Work::Home(home, tensors) }, Error::Stopped);
+            }
+        },
+    }
+}
+
+/// Passes a job on whose home has a holder that is ending. The orphanage's thread holds no slot, so
+/// that it may wait for one; a worker that waited could wait for a worker that waits for it.
+fn forward(job: Job, reason: Error) {
+    if reason != Error::Stopped {
+        job.reply.send(Err(reason));
+        return;
+    }
+    static ORPHANAGE: OnceLock<crossbeam_channel::Sender<Job>> = OnceLock::new();
+    let orphanage = ORPHANAGE.get_or_init(|| {
+        let (sender, jobs) = crossbeam_channel::unbounded::<Job>();
+        thread::Builder::new()
+            .name("emily-orphans".into())
+            .spawn(move || jobs.iter().for_each(adopt))
+            .expect("the operating system has room for one more thread");
+        sender
+    });
+    // The receiver lives as long as the process; a failed send would drop the job, which answers.
+    let _ = orphanage.send(job);
+}
+
+fn adopt(mut job: Job) {
+    loop {
+        let Work::Home(home, tensors) = job.work else { return };
+        match Lease::wait(&home) {
+            Ok(lease) => {
+                job.reply.send(guarded(|| on_borrowed(&lease, &tensors)));
+                return;
+            }
+            Err(holder) => {
+                match holder.submit(Job { reply: job.reply, work: Work::Home(home, tensors) }) {
+                    Ok(()) => return,
+                    Err((refused, Error::Stopped)) => job = refused,
+                    Err((refused, error)) => {
+                        refused.reply.send(Err(error));
+                        return;
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn evaluate(tensors: &[Tensor]) -> Result<Value> {
+    Tensor::evaluate(tensors).map(|()| Value::Done)
+}
+
+/// Evaluates with the borrowed slot's streams as the thread's defaults.
+fn on_borrowed(lease: &Lease, tensors: &[Tensor]) -> Result<Value> {
+    lease.slot().build(Device::preferred()).set_default();
+    evaluate(tensors)
+}
+
+/// A panic costs its job and not the worker.
+fn guarded(work: impl FnOnce() -> Result<Value>) -> Result<Value> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let message = panic
+            .downcast_ref::<&str>()
+            .map(|text| (*text).to_owned())
+            .or_else(|| panic.downcast_ref::<String>().cloned())
+            .unwrap_or_else(|| "no message".to_owned());
+        Err(Error::Panicked { message })
+    })
+}

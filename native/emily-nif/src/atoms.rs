@@ -1,0 +1,20 @@
+//! Every atom of the wire, alphabetically.
+
+rustler::atoms! {
+    active,
+    cache,
+    cpu,
+    elsewhere,
+    error,
+    gpu,
+    invalid_argument,
+    memory,
+    nil,
+    ok,
+    peak,
+    pending,
+    queue_full,
+    runtime,
+    stopped,
+    wired,
+}

@@ -1,0 +1,170 @@
+//! Tensors: made from binaries, described, read where that needs no work.
+
+use crate::atoms;
+use crate::error::{encode_result, wrong};
+use crate::worker;
+use emily_core::device::Device;
+use emily_core::dtype::Dtype;
+use emily_core::error::{Error, Result};
+use emily_core::tensor::{Bytes, Tensor};
+use rustler::{Atom, Binary, Encoder, Env, Resource, ResourceArc, Term};
+
+/// A tensor's reference in Elixir.
+pub struct TensorResource(pub Tensor);
+
+#[rustler::resource_impl]
+impl Resource for TensorResource {}
+
+impl TensorResource {
+    /// The reference of a tensor.
+    pub fn new(tensor: Tensor) -> ResourceArc<Self> {
+        ResourceArc::new(TensorResource(tensor))
+    }
+}
+
+/// What a binary that was read from a tensor points into.
+pub struct BytesResource(Bytes);
+
+#[rustler::resource_impl]
+impl Resource for BytesResource {}
+
+impl BytesResource {
+    /// A binary of a tensor's elements, without a copy.
+    pub fn binary(env: Env, bytes: Bytes) -> Binary {
+        ResourceArc::new(BytesResource(bytes)).make_binary(env, |resource| &resource.0)
+    }
+}
+
+/// Decodes an input; `nil` is an absent one.
+pub fn decode_input(op: &'static str, term: Term) -> Result<Option<ResourceArc<TensorResource>>> {
+    term.decode().map_err(|_| wrong(op, "input", "a tensor reference", term))
+}
+
+fn decode(op: &'static str, term: Term) -> Result<ResourceArc<TensorResource>> {
+    decode_input(op, term)?.ok_or_else(|| wrong(op, "input", "a tensor reference", term))
+}
+
+fn make(
+    bytes: Term,
+    shape: Term,
+    dtype: Term,
+    device: Term,
+) -> Result<ResourceArc<TensorResource>> {
+    const OP: &str = "FromBinary";
+    let binary: Binary = bytes.decode().map_err(|_| wrong(OP, "binary", "a binary", bytes))?;
+    let sizes: Vec<i64> =
+        shape.decode().map_err(|_| wrong(OP, "shape", "a list of int32 sizes", shape))?;
+    let dtype = decode_dtype(OP, dtype)?;
+    let device = worker::decode_device(device)?;
+    Tensor::from_bytes(&binary, &sizes, dtype, device).map(TensorResource::new)
+}
+
+fn decode_dtype(op: &'static str, term: Term) -> Result<Dtype> {
+    term.decode().map_err(|_| Error::Argument {
+        op,
+        what: "dtype (unsupported dtype)",
+        expected: "a dtype of MLX, such as {:f, 32}".to_owned(),
+        got: format!("{term:?}"),
+    })
+}
+
+/// A tensor with a copy of a binary.
+#[rustler::nif]
+fn from_binary<'a>(
+    env: Env<'a>,
+    bytes: Term<'a>,
+    shape: Term<'a>,
+    dtype: Term<'a>,
+    device: Term<'a>,
+) -> Term<'a> {
+    encode_result(env, make(bytes, shape, dtype, device).map(|tensor| tensor.encode(env)))
+}
+
+/// The same for binaries whose copy takes longer than a scheduler should.
+#[rustler::nif(schedule = "DirtyCpu")]
+fn from_large_binary<'a>(
+    env: Env<'a>,
+    bytes: Term<'a>,
+    shape: Term<'a>,
+    dtype: Term<'a>,
+    device: Term<'a>,
+) -> Term<'a> {
+    encode_result(env, make(bytes, shape, dtype, device).map(|tensor| tensor.encode(env)))
+}
+
+/// A random key.
+#[rustler::nif]
+fn random_key<'a>(env: Env<'a>, seed: Term<'a>, device: Term<'a>) -> Term<'a> {
+    let key = || {
+        let wrong = || wrong("RandomKey", "seed", "an integer of 64 bits", seed);
+        let number: i128 = seed
+            .decode::<i64>()
+            .map(i128::from)
+            .or_else(|_| seed.decode::<u64>().map(i128::from).map_err(|_| wrong()))?;
+        Tensor::random_key(number as u64, worker::decode_device(device)?)
+    };
+    encode_result(env, key().map(|tensor| TensorResource::new(tensor).encode(env)))
+}
+
+/// Sizes of the axes.
+#[rustler::nif]
+fn shape<'a>(env: Env<'a>, tensor: Term<'a>) -> Term<'a> {
+    encode_result(env, decode("Shape", tensor).map(|tensor| tensor.0.shape().encode(env)))
+}
+
+/// Type of the elements.
+#[rustler::nif]
+fn dtype<'a>(env: Env<'a>, tensor: Term<'a>) -> Term<'a> {
+    encode_result(env, decode("Dtype", tensor).map(|tensor| tensor.0.dtype().encode(env)))
+}
+
+/// The device that it was made for.
+#[rustler::nif]
+fn device<'a>(env: Env<'a>, tensor: Term<'a>) -> Term<'a> {
+    let name = |tensor: ResourceArc<TensorResource>| encode_device(tensor.0.device()).encode(env);
+    encode_result(env, decode("Device", tensor).map(name))
+}
+
+fn encode_device(device: Device) -> Atom {
+    match device {
+        Device::Cpu => atoms::cpu(),
+        Device::Gpu => atoms::gpu(),
+    }
+}
+
+/// Whether it is evaluated.
+#[rustler::nif]
+fn is_ready<'a>(env: Env<'a>, tensor: Term<'a>) -> Term<'a> {
+    encode_result(env, decode("IsReady", tensor).map(|tensor| tensor.0.is_ready().encode(env)))
+}
+
+/// Its elements, or `:pending` where a worker has to read them.
+#[rustler::nif]
+fn bytes<'a>(env: Env<'a>, tensor: Term<'a>) -> Term<'a> {
+    let read = || {
+        Ok(match decode("ToBinary", tensor)?.0.bytes()? {
+            Some(bytes) => BytesResource::binary(env, bytes).encode(env),
+            None => atoms::pending().encode(env),
+        })
+    };
+    encode_result(env, read())
+}
+
+/// Gives its memory back now; false where that was done before.
+#[rustler::nif]
+fn deallocate<'a>(env: Env<'a>, tensor: Term<'a>) -> Term<'a> {
+    encode_result(env, decode("Deallocate", tensor).map(|tensor| tensor.0.deallocate().encode(env)))
+}
+
+/// The devices of this host.
+#[rustler::nif]
+fn devices() -> Vec<Atom> {
+    [Device::Cpu, Device::Gpu].into_iter().filter(|d| d.is_present()).map(encode_device).collect()
+}
+
+/// Waits until what was dropped before has been freed, and ended threads have been joined.
+#[rustler::nif(schedule = "DirtyIo")]
+fn flush() -> Atom {
+    emily_core::reaper::flush();
+    atoms::ok()
+}

@@ -1,0 +1,213 @@
+//! Workers: started, closed, asked for work.
+
+use crate::atoms;
+use crate::error::{encode, encode_result, wrong};
+use crate::reply::to_caller;
+use crate::tensor::{decode_input, TensorResource};
+use emily_core::device::Device;
+use emily_core::error::{Error, Result};
+use emily_core::op::Op;
+use emily_core::reply::Reply;
+use emily_core::tensor::Tensor;
+use emily_core::worker::{make_ready as queue_make_ready, Owner, Refused, Worker};
+use rustler::{Atom, Encoder, Env, ListIterator, Resource, ResourceArc, Term};
+
+/// A worker's reference in Elixir. The worker ends, after its queued jobs, when this is collected.
+pub struct WorkerResource(Owner);
+
+#[rustler::resource_impl]
+impl Resource for WorkerResource {}
+
+type Input = Option<ResourceArc<TensorResource>>;
+
+/// Decodes `:cpu` or `:gpu`.
+pub fn decode_device(term: Term) -> Result<Device> {
+    match term.decode::<Atom>() {
+        Ok(atom) if atom == atoms::cpu() => Ok(Device::Cpu),
+        Ok(atom) if atom == atoms::gpu() => Ok(Device::Gpu),
+        _ => Err(wrong("Stream", "device", ":cpu or :gpu", term)),
+    }
+}
+
+fn decode(term: Term) -> Result<ResourceArc<WorkerResource>> {
+    term.decode().map_err(|_| wrong("Stream", "stream", "a worker reference", term))
+}
+
+fn decode_inputs(op: &'static str, term: Term) -> Result<Vec<Input>> {
+    let list: ListIterator =
+        term.decode().map_err(|_| wrong(op, "inputs", "a list of tensor references", term))?;
+    list.map(|input| decode_input(op, input)).collect()
+}
+
+fn decode_op(term: Term) -> Result<Op> {
+    term.decode()
+        .map_err(|_| wrong("Apply", "op", "an op of the table with all its attributes", term))
+}
+
+/// Starts a worker whose queue holds at most `capacity` jobs.
+#[rustler::nif(schedule = "DirtyIo")]
+fn worker_start<'a>(env: Env<'a>, device: Term<'a>, capacity: Term<'a>) -> Term<'a> {
+    let start = || {
+        let device = decode_device(device)?;
+        let count = capacity.decode::<usize>().ok().filter(|&count| (1..=1 << 24).contains(&count));
+        let count = count
+            .ok_or_else(|| wrong("Stream", "queue limit", "an integer from 1 to 2^24", capacity))?;
+        Owner::start(device, count).map(|owner| ResourceArc::new(WorkerResource(owner)))
+    };
+    encode_result(env, start().map(|worker| worker.encode(env)))
+}
+
+/// Closes a worker: queued jobs answer `:stopped`, later ones are refused.
+#[rustler::nif]
+fn worker_close<'a>(env: Env<'a>, worker: Term<'a>) -> Term<'a> {
+    let close = |worker: ResourceArc<WorkerResource>| {
+        worker.0.close();
+        atoms::ok().encode(env)
+    };
+    encode_result(env, decode(worker).map(close))
+}
+
+/// Its device, its waiting jobs, whether it is open and the number of its slot.
+#[rustler::nif]
+fn worker_info<'a>(env: Env<'a>, worker: Term<'a>) -> Term<'a> {
+    let info = |worker: ResourceArc<WorkerResource>| {
+        let worker: &Worker = &worker.0;
+        let device = match worker.device() {
+            Device::Cpu => atoms::cpu(),
+            Device::Gpu => atoms::gpu(),
+        };
+        (device, worker.queue_depth(), worker.is_open(), worker.slot().index()).encode(env)
+    };
+    encode_result(env, decode(worker).map(info))
+}
+
+/// Inputs that are lazy at another worker: the caller has them made ready there and asks again.
+fn elsewhere<'a>(env: Env<'a>, worker: &Worker, inputs: &[Input]) -> Option<Term<'a>> {
+    let foreign: Vec<_> =
+        inputs.iter().flatten().filter(|input| !input.0.is_usable_in(worker.slot())).collect();
+    if foreign.is_empty() {
+        return None;
+    }
+    let foreign: Vec<_> = foreign.into_iter().map(|input| input.encode(env)).collect();
+    Some((atoms::elsewhere(), foreign).encode(env))
+}
+
+/// Builds a single-output op: a tensor, `{:elsewhere, tensors}` or an error.
+#[rustler::nif]
+fn apply<'a>(env: Env<'a>, worker: Term<'a>, op: Term<'a>, inputs: Term<'a>) -> Term<'a> {
+    let build = || {
+        let worker = decode(worker)?;
+        let op = decode_op(op)?;
+        let inputs = decode_inputs(op.name(), inputs)?;
+        if let Some(foreign) = elsewhere(env, &worker.0, &inputs) {
+            return Ok(foreign);
+        }
+        let tensors: Vec<Option<&Tensor>> =
+            inputs.iter().map(|input| input.as_ref().map(|tensor| &tensor.0)).collect();
+        worker.0.build(&op, &tensors).map(|tensor| TensorResource::new(tensor).encode(env))
+    };
+    encode_result(env, build())
+}
+
+/// Queues a job: its handle, or what `before` found, or an error. A refused job is told here and now.
+fn queue<'a>(env: Env<'a>, tag: Term<'a>, submit: impl FnOnce(Reply) -> Refused) -> Term<'a> {
+    let (reply, job) = to_caller(env, tag);
+    match submit(reply) {
+        Ok(()) => (atoms::ok(), job).encode(env),
+        Err((reply, error)) => {
+            reply.forget();
+            encode(env, &error)
+        }
+    }
+}
+
+/// Queues an op with several outputs; the message is `{tag, {:ok, tensors}}`.
+#[rustler::nif]
+fn apply_all<'a>(
+    env: Env<'a>,
+    worker: Term<'a>,
+    op: Term<'a>,
+    inputs: Term<'a>,
+    tag: Term<'a>,
+) -> Term<'a> {
+    let submit = || {
+        let worker = decode(worker)?;
+        let op = decode_op(op)?;
+        let inputs = decode_inputs(op.name(), inputs)?;
+        if let Some(foreign) = elsewhere(env, &worker.0, &inputs) {
+            return Ok(foreign);
+        }
+        let inputs = cores(&inputs);
+        Ok(queue(env, tag, |reply| worker.0.apply(op, inputs, reply)))
+    };
+    encode_result(env, submit())
+}
+
+/// Queues the evaluation of tensors; the message is `{tag, :ok}`.
+#[rustler::nif]
+fn eval<'a>(env: Env<'a>, worker: Term<'a>, tensors: Term<'a>, tag: Term<'a>) -> Term<'a> {
+    let submit = || {
+        let worker = decode(worker)?;
+        let inputs = decode_inputs("Eval", tensors)?;
+        if let Some(foreign) = elsewhere(env, &worker.0, &inputs) {
+            return Ok(foreign);
+        }
+        let pending: Vec<_> =
+            cores(&inputs).into_iter().flatten().filter(|tensor| !tensor.is_ready()).collect();
+        if pending.is_empty() {
+            return Ok(atoms::ok().encode(env));
+        }
+        Ok(queue(env, tag, |reply| queue_make_ready(pending, &worker.0, reply)))
+    };
+    encode_result(env, submit())
+}
+
+/// Queues the evaluation of one tensor at its home, or as a guest of `worker` where its own worker is
+/// gone; the message is `{tag, :ok}`.
+#[rustler::nif]
+fn make_ready<'a>(env: Env<'a>, worker: Term<'a>, tensor: Term<'a>, tag: Term<'a>) -> Term<'a> {
+    let submit = || {
+        let worker = decode(worker)?;
+        let expected = || wrong("Eval", "input", "a tensor reference", tensor);
+        let tensor = decode_input("Eval", tensor)?.ok_or_else(expected)?.0.clone();
+        if tensor.is_ready() {
+            return Ok(atoms::ok().encode(env));
+        }
+        Ok(queue(env, tag, |reply| queue_make_ready(vec![tensor], &worker.0, reply)))
+    };
+    encode_result(env, submit())
+}
+
+/// Queues reading a tensor; the message is `{tag, {:ok, binary}}`.
+#[rustler::nif]
+fn read<'a>(env: Env<'a>, worker: Term<'a>, tensor: Term<'a>, tag: Term<'a>) -> Term<'a> {
+    let submit = || {
+        let worker = decode(worker)?;
+        let expected = || wrong("ToBinary", "input", "a tensor reference", tensor);
+        let input = decode_input("ToBinary", tensor)?.ok_or_else(expected)?;
+        let inputs = [Some(input)];
+        if let Some(foreign) = elsewhere(env, &worker.0, &inputs) {
+            return Ok(foreign);
+        }
+        let tensor = inputs.iter().flatten().map(|input| input.0.clone()).next();
+        let tensor = tensor.ok_or(Error::Deallocated { op: "ToBinary", index: 0 })?;
+        Ok(queue(env, tag, |reply| worker.0.read(tensor, reply)))
+    };
+    encode_result(env, submit())
+}
+
+/// Queues loading a file; the message is `{tag, {:ok, {tensors, metadata}}}`.
+#[rustler::nif]
+fn load_file<'a>(env: Env<'a>, worker: Term<'a>, path: Term<'a>, tag: Term<'a>) -> Term<'a> {
+    let submit = || {
+        let worker = decode(worker)?;
+        let path: String =
+            path.decode().map_err(|_| wrong("Load", "file name", "a text in UTF-8", path))?;
+        Ok(queue(env, tag, |reply| worker.0.load(path, reply)))
+    };
+    encode_result(env, submit())
+}
+
+fn cores(inputs: &[Input]) -> Vec<Option<Tensor>> {
+    inputs.iter().map(|input| input.as_ref().map(|tensor| tensor.0.clone())).collect()
+}
