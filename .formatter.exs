@@ -1,0 +1,6 @@
+[
+  inputs: [
+    "{mix,.formatter}.exs",
+    "{bench,config,examples,lib,native,test}/**/*.{ex,exs}"
+  ]
+]

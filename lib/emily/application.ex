@@ -1,0 +1,35 @@
+defmodule Emily.Application do
+  @moduledoc false
+  use Application
+
+  @impl true
+  def start(_type, _args) do
+    Emily.Telemetry.init_dedup_table()
+    Emily.Memory.configure()
+    :persistent_term.put({Emily, :await_timeout}, await_timeout())
+    Supervisor.start_link(children(), strategy: :one_for_one, name: Emily.Supervisor)
+  end
+
+  # A default worker that ends with its owner is replaced by the restarted one.
+  @impl true
+  def stop(_state) do
+    for device <- [:cpu, :gpu], do: :persistent_term.erase({Emily.Stream.Default, device})
+    :ok
+  end
+
+  defp children, do: [Emily.Stream.Default]
+
+  defp await_timeout do
+    case Application.get_env(:emily, :await_timeout, :infinity) do
+      :infinity ->
+        :infinity
+
+      milliseconds when is_integer(milliseconds) and milliseconds >= 0 ->
+        milliseconds
+
+      other ->
+        raise ArgumentError,
+              "config :emily, :await_timeout: expected milliseconds or :infinity, got: #{inspect(other)}"
+    end
+  end
+end

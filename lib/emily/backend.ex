@@ -1,0 +1,378 @@
+defmodule Emily.Backend do
+  @moduledoc """
+  An `Nx.Backend` on MLX.
+
+      Nx.default_backend(Emily.Backend)
+      Nx.default_backend({Emily.Backend, device: :cpu})
+
+  Operations build lazy MLX arrays on the stream of the calling process (see `Emily.Stream`) and are
+  computed when a result is read. A process without a stream computes on the default stream of the
+  device that its tensors are on. Operands of other backends are copied in and stay their owner's.
+
+  ## Options
+
+    * `:device` - `:gpu` (default) or `:cpu`: where `Nx.tensor/2`, `Nx.backend_copy/2` and
+      `Nx.backend_transfer/2` put a tensor.
+
+  ## Types
+
+  All types of Nx but those that MLX lacks: `c128`, `f8`, `f8_e4m3fn` and the integers of 2 and 4 bits
+  raise `ArgumentError`. `f64` is computed on CPU streams only and raises on a GPU.
+
+  ## Memory
+
+  `Nx.backend_deallocate/1` gives the memory back at once, unless another tensor shares it, and
+  `Nx.backend_transfer/2` to another backend does so after the copy.
+
+  `Nx.reduce/4` and `Nx.window_reduce/5` run on MLX for functions that are one of `Nx.add/2`,
+  `Nx.multiply/2`, `Nx.max/2`, `Nx.min/2` and, for `reduce`, `Nx.logical_and/2` and `Nx.logical_or/2`.
+  Other functions run on `Nx.BinaryBackend` (see `Emily.Telemetry`).
+
+  ## Debugging
+
+  `config :emily, debug_bounds_check: true` makes indices out of range raise, which otherwise are
+  clamped in reads and dropped in writes. `config :emily, debug_detect_nan_inf: true` makes `Nx.dot/2` and
+  `Nx.conv/3` raise for a NaN or an infinity in their result. Both are read when Emily is compiled and
+  cost a synchronisation per operation.
+  """
+
+  @behaviour Nx.Backend
+
+  alias Emily.Emitter
+  alias Emily.Emitter.Eager
+  alias Emily.{Lowering, Native, Telemetry}
+  alias Emily.Lowering.{Shape, Type}
+  alias Emily.Native.Call
+  alias Nx.Tensor, as: T
+
+  @enforce_keys [:ref]
+  defstruct [:ref]
+
+  @type t :: %__MODULE__{ref: reference()}
+
+  @bounds_check Application.compile_env(:emily, :debug_bounds_check, false)
+  @detect_nan_inf Application.compile_env(:emily, :debug_detect_nan_inf, false)
+
+  @impl true
+  def init(opts) do
+    opts = Keyword.validate!(opts, device: :gpu)
+
+    unless opts[:device] in [:cpu, :gpu] do
+      raise ArgumentError, "expected :device to be :cpu or :gpu, got: #{inspect(opts[:device])}"
+    end
+
+    opts
+  end
+
+  defp on_device(opts), do: Eager.for_device(Keyword.get(opts, :device, :gpu))
+
+  defp wrap(out, ref) when is_reference(ref), do: %{out | data: %__MODULE__{ref: ref}}
+
+  ## Creation
+
+  @impl true
+  def constant(out, number, opts),
+    do: wrap(out, Lowering.constant(on_device(opts), out, number))
+
+  @impl true
+  def iota(out, axis, opts), do: wrap(out, Lowering.iota(on_device(opts), out, axis))
+
+  @impl true
+  def eye(out, opts), do: wrap(out, Lowering.eye(on_device(opts), out))
+
+  @impl true
+  def from_binary(%T{shape: shape, type: type} = out, binary, opts) do
+    e = on_device(opts)
+    Type.check!(e, type)
+    wrap(out, Emitter.constant(e, bytes(binary), Tuple.to_list(shape), type))
+  end
+
+  defp bytes(binary) when is_binary(binary), do: binary
+  defp bytes(iodata), do: :erlang.list_to_bitstring(List.wrap(iodata))
+
+  ## Transfer
+
+  @impl true
+  def to_binary(%T{shape: shape, type: {_, bits} = type} = tensor, limit) do
+    e = Eager.for_tensors([tensor])
+    ref = first_elements(e, Emitter.input(e, tensor), shape, limit)
+
+    Telemetry.span([:emily, :to_binary], %{shape: shape, dtype: type}, fn ->
+      binary = Call.to_binary(e.worker, ref)
+      size = div(limit * bits, 8)
+      binary = if byte_size(binary) > size, do: binary_part(binary, 0, size), else: binary
+      {binary, %{shape: shape, dtype: type, byte_size: byte_size(binary)}}
+    end)
+  end
+
+  # Rows first, so that no more than the rows in question is copied into order.
+  defp first_elements(e, ref, shape, limit) do
+    size = Tuple.product(shape)
+
+    if limit >= size do
+      ref
+    else
+      axis = Enum.find_index(Tuple.to_list(shape), &(&1 > 1))
+      row = div(size, elem(shape, axis))
+      rows = div(limit + row - 1, row)
+      Shape.slice_axis(e, ref, shape, axis, 0, rows)
+    end
+  end
+
+  @impl true
+  def backend_copy(tensor, Nx.Tensor, _opts), do: tensor
+
+  # The copy shares the data, and has a life of its own.
+  def backend_copy(tensor, __MODULE__, _opts) do
+    e = Eager.for_tensors([tensor])
+    wrap(tensor, Emitter.emit(e, :stop_gradient, [Emitter.input(e, tensor)]))
+  end
+
+  def backend_copy(tensor, backend, opts) do
+    backend.from_binary(tensor, to_binary(tensor, Nx.size(tensor)), opts)
+  end
+
+  @impl true
+  def backend_transfer(tensor, backend, _opts) when backend in [Nx.Tensor, __MODULE__],
+    do: tensor
+
+  def backend_transfer(tensor, backend, opts) do
+    copy = backend_copy(tensor, backend, opts)
+    backend_deallocate(tensor)
+    copy
+  end
+
+  @impl true
+  def backend_deallocate(%T{data: %__MODULE__{ref: ref}}) do
+    if Native.deallocate(ref), do: :ok, else: :already_deallocated
+  end
+
+  @impl true
+  def to_batched(out, %T{shape: shape} = tensor, opts) do
+    e = Eager.for_tensors([tensor])
+    ref = Emitter.input(e, tensor)
+    count = elem(shape, 0)
+    size = elem(out.shape, 0)
+    rest = rem(count, size)
+    whole = div(count, size)
+    batch = fn e, from, to -> Shape.slice_axis(e, ref, shape, 0, from, to) end
+
+    indices =
+      if rest != 0 and opts[:leftover] == :repeat, do: 0..whole, else: 0..(whole - 1)//1
+
+    # The stream may be consumed in another process, with another Emily.Stream.
+    Stream.map(indices, fn
+      ^whole ->
+        e = Eager.for_tensors([tensor])
+        parts = [batch.(e, whole * size, count), batch.(e, 0, size - rest)]
+        wrap(out, Emitter.emit(e, {:concatenate, %{axis: 0}}, parts))
+
+      index ->
+        wrap(out, batch.(Eager.for_tensors([tensor]), index * size, (index + 1) * size))
+    end)
+  end
+
+  @impl true
+  def inspect(%T{} = tensor, %Inspect.Opts{limit: limit} = opts) do
+    binary = Nx.to_binary(tensor, if(limit == :infinity, do: [], else: [limit: limit + 1]))
+    Nx.Backend.inspect(tensor, binary, opts)
+  end
+
+  @impl true
+  def from_pointer(_pointer, _type, _shape, _backend_opts, _opts) do
+    raise ArgumentError, "Emily.Backend does not implement pointer access: from_pointer/5"
+  end
+
+  @impl true
+  def to_pointer(_tensor, _opts) do
+    raise ArgumentError, "Emily.Backend does not implement pointer access: to_pointer/2"
+  end
+
+  ## Operations of one tensor
+
+  for name <- Lowering.unary() ++ [:as_type, :bitcast, :reshape] do
+    @impl true
+    def unquote(name)(out, tensor),
+      do: wrap(out, Lowering.unquote(name)(Eager.for_tensors([tensor]), out, tensor))
+  end
+
+  for name <-
+        Lowering.reductions() ++ [:squeeze, :transpose, :reverse, :sort, :argsort, :fft, :ifft] do
+    @impl true
+    def unquote(name)(out, tensor, opts),
+      do: wrap(out, Lowering.unquote(name)(Eager.for_tensors([tensor]), out, tensor, opts))
+  end
+
+  for name <- Lowering.windows() ++ [:broadcast] do
+    @impl true
+    def unquote(name)(out, tensor, shape, opts),
+      do: wrap(out, Lowering.unquote(name)(Eager.for_tensors([tensor]), out, tensor, shape, opts))
+  end
+
+  ## Operations of several tensors
+
+  for name <- Lowering.binary() do
+    @impl true
+    def unquote(name)(out, a, b),
+      do: wrap(out, Lowering.unquote(name)(Eager.for_tensors([a, b]), out, a, b))
+  end
+
+  for name <- [:concatenate, :stack] do
+    @impl true
+    def unquote(name)(out, tensors, axis),
+      do: wrap(out, Lowering.unquote(name)(Eager.for_tensors(tensors), out, tensors, axis))
+  end
+
+  for name <- [:select, :clip] do
+    @impl true
+    def unquote(name)(out, a, b, c),
+      do: wrap(out, Lowering.unquote(name)(Eager.for_tensors([a, b, c]), out, a, b, c))
+  end
+
+  for name <- [:pad, :triangular_solve] do
+    @impl true
+    def unquote(name)(out, a, b, opts),
+      do: wrap(out, Lowering.unquote(name)(Eager.for_tensors([a, b]), out, a, b, opts))
+  end
+
+  for name <- [:window_scatter_max, :window_scatter_min] do
+    @impl true
+    def unquote(name)(out, tensor, source, init, window, opts) do
+      e = Eager.for_tensors([tensor, source, init])
+      wrap(out, Lowering.unquote(name)(e, out, tensor, source, init, window, opts))
+    end
+  end
+
+  @impl true
+  def slice(out, tensor, starts, lengths, strides) do
+    e = Eager.for_tensors([tensor])
+    wrap(out, Lowering.slice(e, out, tensor, starts, lengths, strides))
+  end
+
+  @impl true
+  def put_slice(out, tensor, starts, slice) do
+    e = Eager.for_tensors([tensor, slice])
+    wrap(out, Lowering.put_slice(e, out, tensor, starts, slice))
+  end
+
+  @impl true
+  def dot(out, a, contract_a, batch_a, b, contract_b, batch_b) do
+    e = Eager.for_tensors([a, b])
+    ref = Lowering.dot(e, out, a, contract_a, batch_a, b, contract_b, batch_b)
+    wrap(out, finite!(:dot, ref, e))
+  end
+
+  @impl true
+  def conv(out, tensor, kernel, opts) do
+    e = Eager.for_tensors([tensor, kernel])
+    wrap(out, finite!(:conv, Lowering.conv(e, out, tensor, kernel, opts), e))
+  end
+
+  @impl true
+  def gather(out, tensor, indices, opts) do
+    e = Eager.for_tensors([tensor, indices])
+    in_bounds!(:gather, e, tensor, indices, opts[:axes])
+    wrap(out, Lowering.gather(e, out, tensor, indices, opts))
+  end
+
+  for name <- [:indexed_add, :indexed_put] do
+    @impl true
+    def unquote(name)(out, target, indices, updates, opts) do
+      e = Eager.for_tensors([target, indices, updates])
+      in_bounds!(unquote(name), e, target, indices, opts[:axes])
+      wrap(out, Lowering.unquote(name)(e, out, target, indices, updates, opts))
+    end
+  end
+
+  ## Functions of the user's
+
+  @impl true
+  def reduce(out, tensor, acc, opts, fun) do
+    case Lowering.reduce(Eager.for_tensors([tensor, acc]), out, tensor, acc, opts, fun) do
+      :default -> fallback(:reduce, out, [tensor, acc], [opts, fun])
+      ref -> wrap(out, ref)
+    end
+  end
+
+  @impl true
+  def window_reduce(out, tensor, acc, window, opts, fun) do
+    e = Eager.for_tensors([tensor, acc])
+
+    case Lowering.window_reduce(e, out, tensor, acc, window, opts, fun) do
+      :default -> fallback(:window_reduce, out, [tensor, acc], [window, opts, fun])
+      ref -> wrap(out, ref)
+    end
+  end
+
+  # The function's own constants go to the default backend, which must be the one that runs it.
+  defp fallback(op, out, tensors, rest) do
+    Telemetry.fallback(op, tensors, fn ->
+      result =
+        Nx.with_default_backend(Nx.BinaryBackend, fn ->
+          tensors = Enum.map(tensors, &Nx.backend_copy(&1, Nx.BinaryBackend))
+          apply(Nx.BinaryBackend, op, [out | tensors] ++ rest)
+        end)
+
+      wrap(out, Emitter.input(Eager.for_tensors(tensors), result))
+    end)
+  end
+
+  ## Blocks
+
+  @impl true
+  def block(struct, out, args, fun) do
+    tensors = Enum.filter(args, &is_struct(&1, T))
+    e = Eager.for_tensors(tensors)
+    indices_in_bounds!(struct, e, tensors)
+
+    case Lowering.block(e, struct, out, args) do
+      :default -> apply(fun, [struct | args])
+      refs when is_tuple(refs) -> wrap_each(out, refs)
+      ref -> wrap(out, ref)
+    end
+  end
+
+  defp wrap_each(outs, refs) do
+    Enum.zip_with(Tuple.to_list(outs), Tuple.to_list(refs), &wrap/2) |> List.to_tuple()
+  end
+
+  ## Debug checks
+
+  if @detect_nan_inf do
+    defp finite!(op, ref, e) do
+      Emily.Backend.Checks.check_nan_inf!(op, ref, e.worker)
+      ref
+    end
+  else
+    defp finite!(_op, ref, _e), do: ref
+  end
+
+  if @bounds_check do
+    defp in_bounds!(op, e, tensor, indices, axes) do
+      rank = tuple_size(indices.shape)
+      ref = Emitter.input(e, indices)
+
+      columns =
+        for at <- 0..(length(axes) - 1)//1,
+            do: Shape.slice_axis(e, ref, indices.shape, rank - 1, at, at + 1)
+
+      Emily.Backend.Checks.check_bounds!(op, tensor.shape, columns, axes, e.worker)
+    end
+
+    defp indices_in_bounds!(%Nx.Block.Take{axis: axis}, e, [tensor, indices]),
+      do: check_indices!(:take, e, tensor, indices, axis)
+
+    defp indices_in_bounds!(%Nx.Block.TakeAlongAxis{axis: axis}, e, [tensor, indices]),
+      do: check_indices!(:take_along_axis, e, tensor, indices, axis)
+
+    defp indices_in_bounds!(_struct, _e, _tensors), do: :ok
+
+    defp check_indices!(op, e, tensor, indices, axis) do
+      refs = [Emitter.input(e, indices)]
+      Emily.Backend.Checks.check_bounds!(op, tensor.shape, refs, [axis], e.worker)
+    end
+  else
+    defp in_bounds!(_op, _e, _tensor, _indices, _axes), do: :ok
+    defp indices_in_bounds!(_struct, _e, _tensors), do: :ok
+  end
+end

@@ -1,0 +1,152 @@
+defmodule Emily.Lowering.Type do
+  @moduledoc false
+
+  # Nx types in MLX: which there are, and how a tensor gets from one to another. MLX's boolean,
+  # `{:pred, 1}`, is no Nx type; it appears between a comparison and the cast of its result.
+
+  import Emily.Emitter, only: [emit: 3, scalar: 3]
+
+  alias Emily.Emitter
+  alias Nx.Tensor, as: T
+
+  require Nx.Shared
+
+  @everywhere [
+    u: 8,
+    u: 16,
+    u: 32,
+    u: 64,
+    s: 8,
+    s: 16,
+    s: 32,
+    s: 64,
+    f: 16,
+    f: 32,
+    bf: 16,
+    c: 64
+  ]
+
+  defguard is_half(type) when type in [{:f, 16}, {:bf, 16}]
+  defguard is_integer_type(type) when elem(type, 0) in [:s, :u]
+  defguard is_real_float(type) when elem(type, 0) in [:f, :bf]
+
+  @doc "Returns the type, or raises `ArgumentError` for one that MLX lacks on the emitter's device."
+  def check!(e, type)
+
+  for type <- @everywhere do
+    def check!(_e, unquote(type)), do: unquote(type)
+  end
+
+  def check!(e, {:f, 64} = type) do
+    if Emitter.device(e) == :gpu do
+      raise ArgumentError,
+            "MLX does not support {:f, 64} on a GPU: use {:f, 32}, or compute on a CPU stream " <>
+              "(Emily.Stream.new(:cpu), or the backend {Emily.Backend, device: :cpu})"
+    end
+
+    type
+  end
+
+  def check!(_e, type) do
+    raise ArgumentError,
+          "unsupported dtype #{inspect(type)}, expected one of those that MLX has: u8 to u64, " <>
+            "s8 to s64, f16, bf16, f32, c64, and f64 on a CPU stream"
+  end
+
+  @doc "The bytes of one element, as Nx itself writes them."
+  def number_to_binary(number, {:f, size} = type) when is_float(number) and size < 64 do
+    # Erlang refuses to write a float that the type cannot hold.
+    largest = if size == 16, do: 65_504.0, else: 3.4028234663852886e38
+
+    cond do
+      number > largest -> Nx.Type.infinity_binary(type)
+      number < -largest -> Nx.Type.neg_infinity_binary(type)
+      true -> <<number::float-native-size(size)>>
+    end
+  end
+
+  def number_to_binary(number, type) do
+    Nx.Shared.match_types([type], do: <<write!(number, 0)>>)
+  end
+
+  @doc "A tensor argument's handle in a type."
+  def operand(e, %T{type: type} = tensor, type), do: Emitter.input(e, tensor)
+  def operand(e, %T{type: from} = tensor, to), do: cast(e, Emitter.input(e, tensor), from, to)
+
+  @doc """
+  Casts as `Nx.as_type/2` does: floats are truncated to integers, NaN becomes 0 and infinities the
+  type's limits; complex numbers lose their imaginary part; integers wrap.
+  """
+  def cast(_e, handle, type, type), do: handle
+
+  def cast(e, handle, from, to) do
+    check!(e, to)
+    convert(e, handle, from, to)
+  end
+
+  defp convert(e, handle, {:c, _}, {:c, _} = to), do: astype(e, handle, to)
+
+  defp convert(e, handle, {:c, _}, to),
+    do: cast(e, emit(e, :real, [handle]), {:f, 32}, to)
+
+  defp convert(e, handle, from, to) when is_half(from) and is_integer_type(to),
+    do: convert(e, astype(e, handle, {:f, 32}), {:f, 32}, to)
+
+  defp convert(e, handle, {:f, _} = from, {_, 64} = to) when is_integer_type(to),
+    do: saturate(e, handle, from, to)
+
+  # C++ leaves a float beyond the integer's range undefined, and MLX's vectorised and scalar loops
+  # differ in it. Through s64 the low bits are the same on every path, and those of NaN are zero.
+  defp convert(e, handle, {:f, _}, to) when is_integer_type(to) do
+    narrow = e |> astype(handle, {:s, 64}) |> then(&astype(e, &1, to))
+    low = emit(e, :where, [emit(e, :isneginf, [handle]), limit(e, :min, to), narrow])
+    emit(e, :where, [emit(e, :isposinf, [handle]), limit(e, :max, to), low])
+  end
+
+  defp convert(e, handle, _from, to), do: astype(e, handle, to)
+
+  defp saturate(e, handle, from, {:s, 64} = to) do
+    bound = 9_223_372_036_854_775_808.0
+    value = astype(e, handle, to)
+    above = emit(e, :greater_equal, [handle, scalar(e, bound, from)])
+    below = emit(e, :less_equal, [handle, scalar(e, -bound, from)])
+    value = emit(e, :where, [above, limit(e, :max, to), value])
+    value = emit(e, :where, [below, limit(e, :min, to), value])
+    emit(e, :where, [emit(e, :isnan, [handle]), scalar(e, 0, to), value])
+  end
+
+  # Negative numbers wrap, so that the lower half goes through s64; the upper half is moved into
+  # the lower one and back.
+  defp saturate(e, handle, from, {:u, 64} = to) do
+    half = 9_223_372_036_854_775_808.0
+    through_signed = &(e |> astype(&1, {:s, 64}) |> then(fn signed -> astype(e, signed, to) end))
+
+    moved = through_signed.(emit(e, :subtract, [handle, scalar(e, half, from)]))
+    upper = emit(e, :add, [moved, scalar(e, 9_223_372_036_854_775_808, to)])
+    in_upper = emit(e, :greater_equal, [handle, scalar(e, half, from)])
+    above = emit(e, :greater_equal, [handle, scalar(e, 2 * half, from)])
+    below = emit(e, :less, [handle, scalar(e, -half, from)])
+
+    value = emit(e, :where, [in_upper, upper, through_signed.(handle)])
+    value = emit(e, :where, [above, limit(e, :max, to), value])
+    zero = emit(e, :logical_or, [below, emit(e, :isnan, [handle])])
+    emit(e, :where, [zero, scalar(e, 0, to), value])
+  end
+
+  @doc "The scalar with a type's least or greatest finite number."
+  def limit(e, :min, type), do: Emitter.constant(e, Nx.Type.min_finite_binary(type), [], type)
+  def limit(e, :max, type), do: Emitter.constant(e, Nx.Type.max_finite_binary(type), [], type)
+
+  @doc "MLX's own conversion."
+  def astype(e, handle, type), do: emit(e, {:astype, %{dtype: type}}, [handle])
+
+  @doc "A comparison's result as an Nx type."
+  def from_pred(e, handle, type), do: astype(e, handle, type)
+
+  @doc """
+  The type in which to accumulate or to solve: MLX accumulates the half types in themselves, and
+  LAPACK has none of them.
+  """
+  def wide(type) when is_half(type), do: {:f, 32}
+  def wide(type), do: type
+end

@@ -1,0 +1,170 @@
+defmodule Emily.Native.Call do
+  @moduledoc false
+  # The only `receive` of the package, and the only place where native errors are raised.
+  #
+  # A lazy input that is at home in another stream's slot is made ready there first: the NIF says
+  # `{:elsewhere, tensors}` instead of working, and is asked again when they are. So a caller waits only
+  # when it mixes streams.
+
+  import Kernel, except: [apply: 3]
+
+  alias Emily.Native.Nif
+
+  @doc "Builds an op with one output on the worker's stream; nothing is computed yet."
+  @spec apply(reference, atom | {atom, map}, [reference | nil]) :: reference
+  def apply(worker, op, inputs) do
+    case Nif.apply(worker, op, inputs) do
+      tensor when is_reference(tensor) ->
+        tensor
+
+      {:elsewhere, tensors} ->
+        make_ready(worker, tensors)
+        apply(worker, op, inputs)
+
+      {:error, reason} ->
+        raise_error(reason)
+    end
+  end
+
+  @doc "Builds and evaluates an op on the worker; returns all its outputs, ready."
+  @spec apply_all(reference, atom | {atom, map}, [reference | nil]) :: [reference]
+  def apply_all(worker, op, inputs) do
+    tag = make_ref()
+
+    case Nif.apply_all(worker, op, inputs, tag) do
+      {:ok, job} ->
+        receive do
+          {^tag, {:ok, tensors}} -> tensors
+          {^tag, {:error, reason}} -> raise_error(reason)
+        after
+          timeout() -> give_up(job, tag)
+        end
+
+      {:elsewhere, tensors} ->
+        make_ready(worker, tensors)
+        apply_all(worker, op, inputs)
+
+      {:error, reason} ->
+        raise_error(reason)
+    end
+  end
+
+  @doc "Evaluates tensors and waits."
+  @spec eval(reference, [reference]) :: :ok
+  def eval(worker, tensors) do
+    tag = make_ref()
+
+    case Nif.eval(worker, tensors, tag) do
+      :ok ->
+        :ok
+
+      {:ok, job} ->
+        receive do
+          {^tag, :ok} -> :ok
+          {^tag, {:error, reason}} -> raise_error(reason)
+        after
+          timeout() -> give_up(job, tag)
+        end
+
+      {:elsewhere, foreign} ->
+        make_ready(worker, foreign)
+        eval(worker, tensors)
+
+      {:error, reason} ->
+        raise_error(reason)
+    end
+  end
+
+  @doc "The elements of a tensor, row-major in native byte order; evaluates it."
+  @spec to_binary(reference, reference) :: binary
+  def to_binary(worker, tensor) do
+    case Nif.bytes(tensor) do
+      bytes when is_binary(bytes) -> bytes
+      :pending -> read(worker, tensor)
+      {:error, reason} -> raise_error(reason)
+    end
+  end
+
+  @doc "The tensors and the metadata of a file, each a list of pairs."
+  @spec load(reference, String.t()) :: {[{String.t(), reference}], [{String.t(), term}]}
+  def load(worker, path) do
+    tag = make_ref()
+
+    case Nif.load_file(worker, path, tag) do
+      {:ok, job} ->
+        receive do
+          {^tag, {:ok, loaded}} -> loaded
+          {^tag, {:error, reason}} -> raise_error(reason)
+        after
+          timeout() -> give_up(job, tag)
+        end
+
+      {:error, reason} ->
+        raise_error(reason)
+    end
+  end
+
+  @doc "Returns the result of a NIF that answers at once, or raises its error."
+  def now({:error, reason}), do: raise_error(reason)
+  def now(result), do: result
+
+  defp read(worker, tensor) do
+    tag = make_ref()
+
+    case Nif.read(worker, tensor, tag) do
+      {:ok, job} ->
+        receive do
+          {^tag, {:ok, bytes}} -> bytes
+          {^tag, {:error, reason}} -> raise_error(reason)
+        after
+          timeout() -> give_up(job, tag)
+        end
+
+      {:elsewhere, tensors} ->
+        make_ready(worker, tensors)
+        to_binary(worker, tensor)
+
+      {:error, reason} ->
+        raise_error(reason)
+    end
+  end
+
+  defp make_ready(worker, tensors), do: Enum.each(tensors, &make_one_ready(worker, &1))
+
+  defp make_one_ready(worker, tensor) do
+    tag = make_ref()
+
+    case Nif.make_ready(worker, tensor, tag) do
+      :ok ->
+        :ok
+
+      {:ok, job} ->
+        receive do
+          {^tag, :ok} -> :ok
+          {^tag, {:error, reason}} -> raise_error(reason)
+        after
+          timeout() -> give_up(job, tag)
+        end
+
+      {:error, reason} ->
+        raise_error(reason)
+    end
+  end
+
+  defp timeout, do: :persistent_term.get({Emily, :await_timeout}, :infinity)
+
+  # Whoever settles the job first wins. Where the answer did, it is in the mailbox or about to be.
+  defp give_up(job, tag) do
+    unless Nif.cancel(job) do
+      receive do
+        {^tag, _late} -> :ok
+      end
+    end
+
+    raise "no answer from the stream in time (config :emily, :await_timeout)"
+  end
+
+  # Everything but a wrong argument is a RuntimeError, as users of hex emily rescue it.
+  defp raise_error({:invalid_argument, text}), do: raise(ArgumentError, text)
+  defp raise_error({_kind, text}), do: raise(RuntimeError, text)
+end

@@ -1,0 +1,61 @@
+defmodule Emily.Native.Nif do
+  @moduledoc false
+  # The stubs of the NIF library, one for each of its functions (a test compares the two lists).
+  # Errors come back as `{:error, {kind, text}}`; Emily.Native.Call raises them.
+
+  import Kernel, except: [apply: 3]
+
+  @on_load :load
+
+  @doc false
+  def load do
+    case :erlang.load_nif(Path.join(:code.priv_dir(:emily), "libemily_nif"), 0) do
+      :ok ->
+        :ok
+
+      {:error, {reason, text}} ->
+        # An @on_load that fails says nothing of its reason to whoever calls the module.
+        :logger.error(~c"emily: the native library does not load (~s): ~ts", [reason, text])
+        {:error, reason}
+    end
+  end
+
+  ## Contract
+  def nifs, do: missing()
+  def ops, do: missing()
+
+  ## Tensors
+  def from_binary(_bytes, _shape, _dtype, _device), do: missing()
+  def from_large_binary(_bytes, _shape, _dtype, _device), do: missing()
+  def random_key(_seed, _device), do: missing()
+  def shape(_tensor), do: missing()
+  def dtype(_tensor), do: missing()
+  def device(_tensor), do: missing()
+  def is_ready(_tensor), do: missing()
+  def bytes(_tensor), do: missing()
+  def deallocate(_tensor), do: missing()
+
+  ## Workers
+  def devices, do: missing()
+  def worker_start(_device, _capacity), do: missing()
+  def worker_close(_worker), do: missing()
+  def worker_info(_worker), do: missing()
+
+  ## Work; the last argument tags the message that answers
+  def apply(_worker, _op, _inputs), do: missing()
+  def apply_all(_worker, _op, _inputs, _tag), do: missing()
+  def eval(_worker, _tensors, _tag), do: missing()
+  def make_ready(_worker, _tensor, _tag), do: missing()
+  def read(_worker, _tensor, _tag), do: missing()
+  def load_file(_worker, _path, _tag), do: missing()
+  def cancel(_job), do: missing()
+
+  ## Memory
+  def memory_stats, do: missing()
+  def memory_reset_peak, do: missing()
+  def memory_clear_cache, do: missing()
+  def memory_set_limit(_limit, _bytes), do: missing()
+  def flush, do: missing()
+
+  defp missing, do: :erlang.nif_error(:nif_not_loaded)
+end
