@@ -13,7 +13,7 @@ defmodule Emily.Application do
   # A default worker that ends with its owner is replaced by the restarted one.
   @impl true
   def stop(_state) do
-    for device <- [:cpu, :gpu], do: :persistent_term.erase({Emily.Stream.Default, device})
+    for device <- [:cpu, :gpu, :preferred], do: :persistent_term.erase({Emily.Stream.Default, device})
     :ok
   end
 

@@ -3,7 +3,10 @@ defmodule Emily.Serving do
   Gives an `Nx.Serving` streams of its own, one for each partition.
 
       serving =
-        Nx.Serving.new(fn options -> Nx.Defn.jit(&MyModel.predict/1, options) end)
+        Nx.Serving.new(fn options ->
+          predict = Nx.Defn.jit(&MyModel.predict/2, options)
+          fn batch -> predict.(batch, weights) end
+        end)
         |> Emily.Serving.with_streams()
 
       children = [{Nx.Serving, serving: serving, name: MyServing, batch_size: 8}]

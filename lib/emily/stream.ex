@@ -140,7 +140,7 @@ defmodule Emily.Stream do
   @spec worker() :: reference
   def worker do
     case Process.get(:emily_worker) do
-      nil -> Default.worker(:gpu)
+      nil -> Default.worker(:preferred)
       worker -> worker
     end
   end

@@ -7,6 +7,7 @@ defmodule Emily.Lowering.Linalg do
   import Emily.Emitter, only: [emit: 3, emit_all: 3, scalar: 3]
   import Emily.Lowering.Type, only: [astype: 3, cast: 4, operand: 3]
 
+  alias Emily.Emitter
   alias Emily.Lowering.{Creation, Shape}
 
   defp real(type), do: if(type == {:f, 64}, do: type, else: {:f, 32})
@@ -62,14 +63,40 @@ defmodule Emily.Lowering.Linalg do
         {q, r}
       end
 
-    {cast(e, q, work, q_out.type), cast(e, r, work, r_out.type)}
+    {unsigned_zeros(e, q, work, q_out.type), unsigned_zeros(e, r, work, r_out.type)}
   end
 
+  # LAPACK leaves zeros with a sign, which readers take for noise.
+  defp unsigned_zeros(e, handle, work, type),
+    do: cast(e, emit(e, :add, [handle, scalar(e, 0, work)]), work, type)
+
+  # LAPACK orders the eigenvalues upwards, Nx by their magnitude downwards. The sign of a vector is
+  # arbitrary: its first component is made positive, so that results do not depend on the library.
   def eigh(e, {values_out, vectors_out}, tensor) do
     work = work(vectors_out.type)
+    {rank, _n, _} = dims(tensor.shape)
     [values, vectors] = emit_all(e, {:linalg_eigh, %{upper: false}}, [operand(e, tensor, work)])
     values_type = if match?({:c, _}, work), do: {:f, 32}, else: work
-    {cast(e, values, values_type, values_out.type), cast(e, vectors, work, vectors_out.type)}
+
+    magnitudes = emit(e, :negative, [emit(e, :abs, [values])])
+    order = emit(e, {:argsort, %{axis: rank - 2}}, [magnitudes])
+    values = emit(e, {:take_along_axis, %{axis: rank - 2}}, [values, order])
+    columns = emit(e, {:expand_dims, %{axes: [rank - 2]}}, [order])
+    columns = Shape.broadcast_to(e, columns, nil, tensor.shape)
+    vectors = emit(e, {:take_along_axis, %{axis: rank - 1}}, [vectors, columns])
+
+    vectors = first_positive(e, vectors, work, tensor.shape)
+
+    {cast(e, values, values_type, values_out.type),
+     unsigned_zeros(e, vectors, work, vectors_out.type)}
+  end
+
+  defp first_positive(_e, vectors, {:c, _}, _shape), do: vectors
+
+  defp first_positive(e, vectors, type, shape) do
+    first = Shape.slice_axis(e, vectors, shape, tuple_size(shape) - 2, 0, 1)
+    negative = emit(e, :less, [first, scalar(e, 0, type)])
+    emit(e, :where, [negative, emit(e, :negative, [vectors]), vectors])
   end
 
   def svd(_e, {%{type: {:c, _}}, _, _}, _tensor, _full?), do: :default
@@ -96,21 +123,49 @@ defmodule Emily.Lowering.Linalg do
           [u, s, emit(e, :matmul, [vt, Shape.matrix_transpose(e, q)])]
       end
 
-    {cast(e, u, work, u_out.type), cast(e, s, work, s_out.type), cast(e, vt, work, vt_out.type)}
+    {unsigned_zeros(e, u, work, u_out.type), cast(e, s, work, s_out.type),
+     unsigned_zeros(e, vt, work, vt_out.type)}
   end
 
   def determinant(_e, %{type: {:c, _}}, _tensor), do: :default
 
+  # MLX takes the exponential of a sum of logarithms, which it has in single precision only. In
+  # double precision it is the product of U's diagonal, with the sign of the rows' permutation.
+  def determinant(e, %{type: {:f, 64} = type}, tensor) do
+    {rank, _n, _} = dims(tensor.shape)
+    [rows, _lower, upper] = emit_all(e, :linalg_lu, [operand(e, tensor, type)])
+    diagonal = emit(e, {:diagonal, %{offset: 0, axis1: rank - 2, axis2: rank - 1}}, [upper])
+    product = emit(e, {:prod, %{axes: [-1], keep_axes: false}}, [diagonal])
+
+    before = emit(e, {:expand_dims, %{axes: [-1]}}, [rows])
+    behind = emit(e, {:expand_dims, %{axes: [-2]}}, [rows])
+    swapped = astype(e, emit(e, :greater, [before, behind]), {:s, 32})
+
+    swaps =
+      emit(e, {:sum, %{axes: [-2, -1], keep_axes: false}}, [emit(e, {:triu, %{k: 1}}, [swapped])])
+
+    odd = emit(e, :bitwise_and, [swaps, scalar(e, 1, {:s, 32})])
+    emit(e, :where, [odd, emit(e, :negative, [product]), product])
+  end
+
   def determinant(e, %{type: type}, tensor) do
-    work = real(type)
+    work = system(e, type)
     cast(e, emit(e, :linalg_det, [operand(e, tensor, work)]), work, type)
   end
 
   ## Systems
 
+  # MLX solves by multiplying with an inverse, which costs digits that doubles have to spare.
+  defp system(e, type) do
+    case work(type) do
+      {:f, 32} -> if Emitter.device(e) == :cpu, do: {:f, 64}, else: {:f, 32}
+      other -> other
+    end
+  end
+
   # A right side of one rank less than the matrix is a vector for each matrix.
   def solve(e, %{type: type}, a, b) do
-    work = work(type)
+    work = system(e, type)
     vector? = tuple_size(b.shape) == tuple_size(a.shape) - 1
     right = operand(e, b, work)
     right = if vector?, do: emit(e, {:expand_dims, %{axes: [-1]}}, [right]), else: right
@@ -120,7 +175,7 @@ defmodule Emily.Lowering.Linalg do
   end
 
   def triangular_solve(e, %{type: type}, a, b, opts) do
-    work = work(type)
+    work = system(e, type)
     vector? = tuple_size(b.shape) == tuple_size(a.shape) - 1
     lower? = !!opts[:lower]
     left? = !!opts[:left_side]

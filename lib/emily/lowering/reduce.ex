@@ -6,7 +6,7 @@ defmodule Emily.Lowering.Reduce do
   import Emily.Emitter, only: [emit: 3, scalar: 3]
 
   import Emily.Lowering.Type,
-    only: [astype: 3, cast: 4, from_pred: 3, is_half: 1, is_integer_type: 1, operand: 3, wide: 1]
+    only: [astype: 3, from_pred: 3, is_half: 1, is_integer_type: 1, operand: 3, wide: 1]
 
   alias Emily.Emitter
   alias Emily.Lowering.{Monoid, Shape}
@@ -38,8 +38,8 @@ defmodule Emily.Lowering.Reduce do
 
   for name <- [:all, :any] do
     def unquote(name)(e, out, tensor, opts) do
-      truth = cast(e, Emitter.input(e, tensor), tensor.type, {:pred, 1})
-      from_pred(e, emit(e, {unquote(name), axes(tensor, opts)}, [truth]), out.type)
+      found = emit(e, {unquote(name), axes(tensor, opts)}, [Emitter.input(e, tensor)])
+      from_pred(e, found, out.type)
     end
   end
 

@@ -24,26 +24,86 @@ defmodule Emily.Lowering.Special do
     emit(e, :reciprocal, [emit(e, :add, [power, number(e, 1.0)])])
   end
 
-  # From the tangent of the half angle, t: sin = 2t / (1 + t^2).
+  # Sine and cosine after fdlibm: the argument less the nearest multiple of pi/2, as a number and
+  # its rounding error, then a polynomial. Beyond a million the multiple has no exact product with
+  # pi/2's leading bits, and the tangent of the half angle serves, which MLX reduces by itself.
+  @reducible 1.0e6
+  @pi_half_leading 1.57079632673412561417
+  @pi_half_rest 6.07710050650619224932e-11
+
+  @sine [
+    8.33333333332248946124e-03,
+    -1.98412698298579493134e-04,
+    2.75573137070700676789e-06,
+    -2.50507602534068634195e-08,
+    1.58969099521155010221e-10
+  ]
+  @sine_cubic -1.66666666666666324348e-01
+  @cosine [
+    4.16666666666666019037e-02,
+    -1.38888888888741095749e-03,
+    2.48015872894767294178e-05,
+    -2.75573143513906633035e-07,
+    2.08757232129817482790e-09,
+    -1.13596475577881948265e-11
+  ]
+
   def sin(e, x) do
     {t, square} = half_angle(e, x)
-    twice = emit(e, :add, [t, t])
-    emit(e, :divide, [twice, emit(e, :add, [square, number(e, 1.0)])])
+    large = emit(e, :divide, [emit(e, :add, [t, t]), emit(e, :add, [square, number(e, 1.0)])])
+    circular(e, x, 0.0, large)
   end
 
-  # The magnitude from the tangent, exact near the zeros; the sign from that of the half angle.
   def cos(e, x) do
-    tan = emit(e, :tan, [x])
-    root = emit(e, :sqrt, [emit(e, :add, [emit(e, :square, [tan]), number(e, 1.0)])])
-    magnitude = emit(e, :reciprocal, [root])
     {_t, square} = half_angle(e, x)
-    negative = emit(e, :greater, [square, number(e, 1.0)])
-    emit(e, :where, [negative, emit(e, :negative, [magnitude]), magnitude])
+    one = number(e, 1.0)
+    large = emit(e, :divide, [emit(e, :subtract, [one, square]), emit(e, :add, [square, one])])
+    circular(e, x, 1.0, large)
   end
 
   defp half_angle(e, x) do
     t = emit(e, :tan, [emit(e, :multiply, [x, number(e, 0.5)])])
     {t, emit(e, :square, [t])}
+  end
+
+  # `ahead` is 1 for the cosine, which is a quarter of a turn ahead of the sine.
+  defp circular(e, x, ahead, large) do
+    multiply = &emit(e, :multiply, [&1, &2])
+    add = &emit(e, :add, [&1, &2])
+    subtract = &emit(e, :subtract, [&1, &2])
+
+    reducible = below(e, emit(e, :abs, [x]), @reducible)
+    small = emit(e, :where, [reducible, x, number(e, 0.0)])
+    turns = emit(e, {:round, %{decimals: 0}}, [multiply.(small, number(e, 2 / :math.pi()))])
+    leading = subtract.(small, multiply.(turns, number(e, @pi_half_leading)))
+    rest = multiply.(turns, number(e, @pi_half_rest))
+    y = subtract.(leading, rest)
+    error = subtract.(subtract.(leading, y), rest)
+
+    square = emit(e, :square, [y])
+    half = number(e, 0.5)
+
+    # y - ((y^2 (error / 2 - y^3 r) - error) - y^3 S1)
+    cube = multiply.(square, y)
+    inner = subtract.(multiply.(error, half), multiply.(cube, polynomial(e, square, @sine, @f64)))
+    inner = subtract.(multiply.(square, inner), error)
+    sine = subtract.(y, subtract.(inner, multiply.(cube, number(e, @sine_cubic))))
+
+    # (1 - y^2/2) and what its rounding lost, plus y^4 r - y error
+    one = number(e, 1.0)
+    halved = multiply.(square, half)
+    main = subtract.(one, halved)
+    series = multiply.(square, polynomial(e, square, @cosine, @f64))
+    fine = subtract.(multiply.(square, series), multiply.(y, error))
+    cosine = add.(main, add.(subtract.(subtract.(one, main), halved), fine))
+
+    # The quadrant chooses the polynomial and the sign.
+    quadrant = emit(e, :remainder, [add.(turns, number(e, ahead)), number(e, 4.0)])
+    odd = emit(e, :equal, [emit(e, :remainder, [quadrant, number(e, 2.0)]), one])
+    value = emit(e, :where, [odd, cosine, sine])
+    flipped = emit(e, :greater_equal, [quadrant, number(e, 2.0)])
+    value = emit(e, :where, [flipped, emit(e, :negative, [value]), value])
+    emit(e, :where, [reducible, value, large])
   end
 
   # Rational approximations of erf in four intervals; the table and its error bound below 1 ulp

@@ -13,7 +13,9 @@ defmodule Emily.Stream.Default do
 
   def start_link(_options), do: GenServer.start_link(__MODULE__, nil, name: __MODULE__)
 
-  @doc "The default worker of a device; `:gpu` is the preferred device where there is no GPU."
+  @doc """
+  The default worker of a device; `:preferred` is the GPU where there is one, and `:gpu` asks for it.
+  """
   def worker(device) do
     case :persistent_term.get({__MODULE__, device}, nil) do
       nil -> start(device)
@@ -57,7 +59,7 @@ defmodule Emily.Stream.Default do
     {:reply, :ok, Map.new(open)}
   end
 
-  defp start(device) when device in [:cpu, :gpu] do
+  defp start(device) when device in [:cpu, :gpu, :preferred] do
     case GenServer.call(__MODULE__, {:worker, device}) do
       {:ok, worker} -> worker
       {:error, error} -> raise error
@@ -66,7 +68,7 @@ defmodule Emily.Stream.Default do
 
   defp start(device), do: present!(device)
 
-  # On a host without a GPU both names mean the same worker.
+  # Several names may mean one device, which has one default worker.
   defp same_device(workers, device) do
     real = present!(device)
 
@@ -81,6 +83,7 @@ defmodule Emily.Stream.Default do
   end
 
   defp present!(:cpu), do: :cpu
+  defp present!(:preferred), do: List.last(Nif.devices())
 
   defp present!(:gpu) do
     cond do

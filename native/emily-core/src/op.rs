@@ -26,6 +26,7 @@ use mlx_rs::Array;
 
 mod conv;
 mod creation;
+mod double;
 mod elementwise;
 mod fast;
 mod fft;

@@ -36,6 +36,8 @@ pub enum Refusal {
 /// The callers' end.
 pub struct Queue<J> {
     sender: Mutex<Option<Sender<J>>>,
+    /// Whether the sender is there, for those who only ask.
+    open: AtomicBool,
     stopping: AtomicBool,
     /// Jobs inside, the running one not counted.
     waiting: AtomicUsize,
@@ -51,6 +53,7 @@ impl<J> Queue<J> {
         let (sender, receiver) = bounded(capacity);
         let queue = Queue {
             sender: Mutex::new(Some(sender)),
+            open: AtomicBool::new(true),
             stopping: AtomicBool::new(false),
             waiting: AtomicUsize::new(0),
             capacity,
@@ -78,6 +81,7 @@ impl<J> Queue<J> {
 
     /// No job comes in any more; those inside are run.
     pub fn finish(&self) {
+        self.open.store(false, Ordering::Release);
         self.sender.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
     }
 
@@ -89,7 +93,7 @@ impl<J> Queue<J> {
 
     /// Whether jobs are taken.
     pub fn is_open(&self) -> bool {
-        self.sender.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).is_some()
+        self.open.load(Ordering::Acquire)
     }
 
     /// Jobs that wait, the running one not counted.

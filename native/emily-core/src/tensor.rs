@@ -14,12 +14,26 @@ use crate::reaper;
 use crate::slot::{self, Slot};
 use mlx_rs::Array;
 use parking_lot::RwLock;
+use smallvec::SmallVec;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 
-/// Arrays up to this size that are ready are freed where they are dropped: it costs less than waking
-/// the reaper.
-const FREED_IN_PLACE: usize = 1 << 16;
+/// What is dropped with at most so many bytes and nodes is freed where it is dropped: that costs less
+/// than handing it to another thread. More goes to the reaper.
+const FREED_IN_PLACE: Weight = Weight { bytes: 1 << 16, nodes: 32 };
+
+/// The most that freeing a tensor can free: the graph of a lazy one, and the buffers that it keeps.
+#[derive(Clone, Copy)]
+struct Weight {
+    bytes: usize,
+    nodes: usize,
+}
+
+impl Weight {
+    fn is_light(self) -> bool {
+        self.bytes <= FREED_IN_PLACE.bytes && self.nodes <= FREED_IN_PLACE.nodes
+    }
+}
 
 /// An MLX array that any thread may hold.
 #[derive(Clone)]
@@ -34,6 +48,8 @@ struct Inner {
     /// The slot whose holder evaluates it; ready tensors of no worker have none.
     home: Option<Arc<Slot>>,
     ready: AtomicBool,
+    /// Of the graph that it was built with.
+    graph: Weight,
 }
 
 struct SharedArray(Array);
@@ -47,22 +63,37 @@ unsafe impl Sync for SharedArray {}
 impl Tensor {
     /// A tensor of an array just built on a slot's stream.
     pub(crate) fn lazy(array: Array, home: &Arc<Slot>, device: Device) -> Self {
-        Self::new(array, Some(Arc::clone(home)), device, false)
+        Self::of_graph(array, &[], home, device)
+    }
+
+    fn of_graph(
+        array: Array,
+        inputs: &[Option<&Tensor>],
+        home: &Arc<Slot>,
+        device: Device,
+    ) -> Self {
+        let mut graph = Weight { bytes: 0, nodes: 1 };
+        for weight in inputs.iter().flatten().map(|input| input.weight()) {
+            graph.bytes = graph.bytes.saturating_add(weight.bytes);
+            graph.nodes = graph.nodes.saturating_add(weight.nodes);
+        }
+        Self::new(array, Some(Arc::clone(home)), device, graph)
     }
 
     /// A tensor of an evaluated array.
     pub(crate) fn ready(array: Array, device: Device) -> Self {
-        Self::new(array, None, device, true)
+        Self::new(array, None, device, Weight { bytes: 0, nodes: 0 })
     }
 
-    fn new(array: Array, home: Option<Arc<Slot>>, device: Device, ready: bool) -> Self {
+    fn new(array: Array, home: Option<Arc<Slot>>, device: Device, graph: Weight) -> Self {
         Tensor(Arc::new(Inner {
             shape: array.shape_of().into(),
             dtype: array.dtype_of(),
             array: RwLock::new(Some(SharedArray(array))),
             device,
+            ready: AtomicBool::new(home.is_none()),
             home,
-            ready: AtomicBool::new(ready),
+            graph,
         }))
     }
 
@@ -120,7 +151,7 @@ impl Tensor {
         device: Device,
     ) -> Result<Self> {
         with_arrays(op.name(), inputs, |arrays| op.build(&home.build(device), arrays))
-            .map(|array| Self::lazy(array, home, device))
+            .map(|array| Self::of_graph(array, inputs, home, device))
     }
 
     /// Builds an op with several outputs and evaluates them, on the thread that holds the slot.
@@ -154,6 +185,14 @@ impl Tensor {
     /// Bytes of its elements.
     pub fn byte_size(&self) -> usize {
         self.shape().iter().map(|&size| size as usize).product::<usize>() * self.dtype().size()
+    }
+
+    fn weight(&self) -> Weight {
+        if self.is_ready() {
+            Weight { bytes: self.byte_size(), nodes: 0 }
+        } else {
+            self.0.graph
+        }
     }
 
     /// Whether it is evaluated.
@@ -236,13 +275,21 @@ impl std::fmt::Debug for Tensor {
 impl Drop for Inner {
     fn drop(&mut self) {
         let Some(SharedArray(array)) = self.array.get_mut().take() else { return };
-        let bytes = array.count() * self.dtype.size();
-        // A lazy array may own a whole graph, and a large one may go back to the system.
-        if self.ready.load(Ordering::Acquire) && bytes <= FREED_IN_PLACE {
-            halt::free(array);
+        let weight = if self.ready.load(Ordering::Acquire) {
+            Weight { bytes: array.count() * self.dtype.size(), nodes: 0 }
         } else {
-            reaper::free(array);
-        }
+            self.graph
+        };
+        free(array, weight);
+    }
+}
+
+/// Frees here or on the reaper's thread, never long on a scheduler that collects garbage.
+fn free(array: Array, weight: Weight) {
+    if weight.is_light() {
+        halt::free(array);
+    } else {
+        reaper::free(array);
     }
 }
 
@@ -291,11 +338,7 @@ impl std::ops::Deref for Bytes {
 impl Drop for Bytes {
     fn drop(&mut self) {
         if let Some(array) = self.array.take() {
-            if self.length <= FREED_IN_PLACE {
-                halt::free(array);
-            } else {
-                reaper::free(array);
-            }
+            free(array, Weight { bytes: self.length, nodes: 0 });
         }
     }
 }
@@ -308,9 +351,9 @@ fn with_arrays<T>(
 ) -> Result<T> {
     halt::park_if_halting();
     // Recursive, because an op may take the same tensor twice while somebody waits to deallocate it.
-    let guards: Vec<_> =
+    let guards: SmallVec<[_; 4]> =
         inputs.iter().map(|input| input.map(|tensor| tensor.0.array.read_recursive())).collect();
-    let mut arrays = Vec::with_capacity(inputs.len());
+    let mut arrays = SmallVec::<[_; 4]>::new();
     for (index, guard) in guards.iter().enumerate() {
         arrays.push(match guard {
             None => None,

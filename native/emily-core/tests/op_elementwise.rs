@@ -50,6 +50,47 @@ fn functions_of_real_numbers() {
 }
 
 #[test]
+fn functions_of_doubles() {
+    const INF: f64 = f64::INFINITY;
+    const NAN: f64 = f64::NAN;
+    let x = [0.7, -0.7, 0.0, 3.0, 100.0, -100.0, 1e-9, 12345.678, -800.0, INF, -INF, NAN];
+    let table: &[(Op, fn(f64) -> f64)] = &[
+        (Op::Exp, f64::exp),
+        (Op::Expm1, f64::exp_m1),
+        (Op::Log, f64::ln),
+        (Op::Log1p, f64::ln_1p),
+        (Op::Log2, f64::log2),
+        (Op::Log10, f64::log10),
+        (Op::Sin, f64::sin),
+        (Op::Cos, f64::cos),
+        (Op::Tan, f64::tan),
+        (Op::Arcsin, f64::asin),
+        (Op::Arccos, f64::acos),
+        (Op::Arctan, f64::atan),
+        (Op::Sinh, f64::sinh),
+        (Op::Cosh, f64::cosh),
+        (Op::Tanh, f64::tanh),
+        (Op::Arcsinh, f64::asinh),
+        (Op::Arctanh, f64::atanh),
+        (Op::Sigmoid, |x| 1.0 / (1.0 + (-x).exp())),
+        (Op::Sqrt, f64::sqrt),
+        (Op::Rsqrt, |x| 1.0 / x.sqrt()),
+        (Op::Degrees, f64::to_degrees),
+        (Op::Radians, f64::to_radians),
+    ];
+    for (op, function) in table {
+        check_close_f64(op.clone(), &[&vector(&x)], &x.map(function));
+    }
+    let pairs = [(0.7, 0.3), (-800.0, -801.0), (INF, INF), (-INF, -INF), (-INF, 2.0), (INF, 0.0)];
+    let sums =
+        [0.7 + (1.0 + (-0.4f64).exp()).ln(), -800.0 + (-1f64).exp().ln_1p(), INF, -INF, 2.0, INF];
+    let (a, b) = (vector(&pairs.map(|pair| pair.0)), vector(&pairs.map(|pair| pair.1)));
+    check_close_f64(Op::Logaddexp, &[&a, &b], &sums);
+    check_close_f64(Op::Power, &[&scalar(0.7f64), &scalar(0.3f32)], &[0.7f64.powf(0.3f32.into())]);
+    check_close_f64(Op::Arctan2, &[&scalar(0.7f64), &scalar(0.3f64)], &[0.7f64.atan2(0.3)]);
+}
+
+#[test]
 fn exact_functions() {
     let table: &[(Op, &[f32], &[f32])] = &[
         (Op::Negative, &[1.5, -0.0, INF], &[-1.5, 0.0, -INF]),

@@ -53,7 +53,7 @@ unsigned_division! { divides_u8: u8, divides_u16: u16, divides_u32: u32, divides
 
 #[test]
 fn guards_see_the_promoted_dtype() {
-    // -128 / -1 is 128 in i16, which u8 and i8 promote to.
+    // -128 / -1 is out of range in i8, not in the i16 that both promote to.
     check(Op::Quotient, &[&scalar(i8::MIN), &scalar(255u8)], &[], &[0i16]);
     check(Op::Quotient, &[&scalar(i8::MIN), &scalar(-1i16)], &[], &[128i16]);
     check(Op::FloorDivide, &[&scalar(-7i8), &scalar(2u8)], &[], &[-4i16]);

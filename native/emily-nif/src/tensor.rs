@@ -52,8 +52,9 @@ fn make(
 ) -> Result<ResourceArc<TensorResource>> {
     const OP: &str = "FromBinary";
     let binary: Binary = bytes.decode().map_err(|_| wrong(OP, "binary", "a binary", bytes))?;
-    let sizes: Vec<i64> =
-        shape.decode().map_err(|_| wrong(OP, "shape", "a list of int32 sizes", shape))?;
+    let sizes: Vec<i64> = worker::proper(shape)
+        .and_then(|shape| shape.decode().ok())
+        .ok_or_else(|| wrong(OP, "shape", "a list of int32 sizes", shape))?;
     let dtype = decode_dtype(OP, dtype)?;
     let device = worker::decode_device(device)?;
     Tensor::from_bytes(&binary, &sizes, dtype, device).map(TensorResource::new)

@@ -10,7 +10,8 @@ use emily_core::op::Op;
 use emily_core::reply::Reply;
 use emily_core::tensor::Tensor;
 use emily_core::worker::{make_ready as queue_make_ready, Owner, Refused, Worker};
-use rustler::{Atom, Encoder, Env, ListIterator, Resource, ResourceArc, Term};
+use rustler::{Atom, Encoder, Env, ListIterator, MapIterator, Resource, ResourceArc, Term};
+use smallvec::SmallVec;
 
 /// A worker's reference in Elixir. The worker ends, after its queued jobs, when this is collected.
 pub struct WorkerResource(Owner);
@@ -19,6 +20,9 @@ pub struct WorkerResource(Owner);
 impl Resource for WorkerResource {}
 
 type Input = Option<ResourceArc<TensorResource>>;
+
+/// Most ops have few inputs.
+type Inputs = SmallVec<[Input; 4]>;
 
 /// Decodes `:cpu` or `:gpu`.
 pub fn decode_device(term: Term) -> Result<Device> {
@@ -33,7 +37,7 @@ fn decode(term: Term) -> Result<ResourceArc<WorkerResource>> {
     term.decode().map_err(|_| wrong("Stream", "stream", "a worker reference", term))
 }
 
-fn decode_inputs(op: &'static str, term: Term) -> Result<Vec<Input>> {
+fn decode_inputs(op: &'static str, term: Term) -> Result<Inputs> {
     let list: ListIterator =
         term.decode().map_err(|_| wrong(op, "inputs", "a list of tensor references", term))?;
     list.map(|input| decode_input(op, input)).collect()
@@ -83,12 +87,10 @@ fn worker_info<'a>(env: Env<'a>, worker: Term<'a>) -> Term<'a> {
 
 /// Inputs that are lazy at another worker: the caller has them made ready there and asks again.
 fn elsewhere<'a>(env: Env<'a>, worker: &Worker, inputs: &[Input]) -> Option<Term<'a>> {
-    let foreign: Vec<_> =
-        inputs.iter().flatten().filter(|input| !input.0.is_usable_in(worker.slot())).collect();
-    if foreign.is_empty() {
-        return None;
-    }
-    let foreign: Vec<_> = foreign.into_iter().map(|input| input.encode(env)).collect();
+    let mut foreign =
+        inputs.iter().flatten().filter(|input| !input.0.is_usable_in(worker.slot())).peekable();
+    foreign.peek()?;
+    let foreign: Vec<_> = foreign.map(|input| input.encode(env)).collect();
     Some((atoms::elsewhere(), foreign).encode(env))
 }
 
@@ -102,7 +104,7 @@ fn apply<'a>(env: Env<'a>, worker: Term<'a>, op: Term<'a>, inputs: Term<'a>) -> 
         if let Some(foreign) = elsewhere(env, &worker.0, &inputs) {
             return Ok(foreign);
         }
-        let tensors: Vec<Option<&Tensor>> =
+        let tensors: SmallVec<[Option<&Tensor>; 4]> =
             inputs.iter().map(|input| input.as_ref().map(|tensor| &tensor.0)).collect();
         worker.0.build(&op, &tensors).map(|tensor| TensorResource::new(tensor).encode(env))
     };

@@ -187,7 +187,7 @@ pub(super) fn bitcast(build: &Build, attrs: &Cast, inputs: Inputs) -> Result<Arr
         return Err(Error::argument(graph.op, "dtype", expected, format_args!("{to}")));
     };
     let bytes = last as usize * from.size();
-    if bytes % to.size() != 0 {
+    if !bytes.is_multiple_of(to.size()) {
         let expected = format!("a size that gives whole elements of {} bytes", to.size());
         return Err(Error::argument(graph.op, "last axis", expected, last));
     }

@@ -1,10 +1,11 @@
 //! One result element for each element of the inputs, which broadcast to one shape as numpy's do.
 //!
 //! Dtypes promote as in MLX (see [`integer::promote`]). Functions of real numbers give integers a
-//! float result, of f32. What an op cannot take of complex numbers is an error when it is built.
+//! float result, of f32. What an op cannot take of complex numbers is an error when it is built. The
+//! error function and its inverse have f32's precision in f64 too.
 
 use super::graph::{count, input, optional, Binary, Graph};
-use super::{integer, ArrayEqual, Inputs, Round};
+use super::{double, integer, ArrayEqual, Inputs, Round};
 use crate::build::{Build, Describe};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
@@ -36,6 +37,19 @@ macro_rules! rounding {
                 return Ok(x.clone());
             }
             Graph::new(build, $op).unary(mlx_sys::$function, x)
+        }
+    )*};
+}
+
+/// Functions whose kernel for f64 is one for f32.
+macro_rules! single {
+    ($($name:ident: $op:literal, $function:ident;)*) => {$(
+        pub(super) fn $name(build: &Build, inputs: Inputs) -> Result<Array> {
+            let (graph, x) = (Graph::new(build, $op), input($op, inputs, 0)?);
+            if x.dtype_of() == Dtype::Float64 {
+                return double::$name(&graph, x);
+            }
+            graph.unary(mlx_sys::$function, x)
         }
     )*};
 }
@@ -73,14 +87,11 @@ unary! {
     sign: "Sign", mlx_sign;
     sqrt: "Sqrt", mlx_sqrt;
     rsqrt: "Rsqrt", mlx_rsqrt;
-    exp: "Exp", mlx_exp;
     expm1: "Expm1", mlx_expm1;
     log: "Log", mlx_log;
     log1p: "Log1p", mlx_log1p;
     log2: "Log2", mlx_log2;
     log10: "Log10", mlx_log10;
-    sin: "Sin", mlx_sin;
-    cos: "Cos", mlx_cos;
     tan: "Tan", mlx_tan;
     arcsin: "Arcsin", mlx_arcsin;
     arccos: "Arccos", mlx_arccos;
@@ -91,7 +102,6 @@ unary! {
     arcsinh: "Arcsinh", mlx_arcsinh;
     arccosh: "Arccosh", mlx_arccosh;
     arctanh: "Arctanh", mlx_arctanh;
-    sigmoid: "Sigmoid", mlx_sigmoid;
     erf: "Erf", mlx_erf;
     erfinv: "Erfinv", mlx_erfinv;
     square: "Square", mlx_square;
@@ -108,6 +118,13 @@ unary! {
     radians: "Radians", mlx_radians;
 }
 
+single! {
+    exp: "Exp", mlx_exp;
+    sin: "Sin", mlx_sin;
+    cos: "Cos", mlx_cos;
+    sigmoid: "Sigmoid", mlx_sigmoid;
+}
+
 rounding! {
     floor: "Floor", mlx_floor;
     ceil: "Ceil", mlx_ceil;
@@ -121,7 +138,6 @@ binary! {
     divide: "Divide", mlx_divide;
     maximum: "Maximum", mlx_maximum;
     minimum: "Minimum", mlx_minimum;
-    logaddexp: "Logaddexp", mlx_logaddexp;
     arctan2: "Arctan2", mlx_arctan2;
     equal: "Equal", mlx_equal;
     not_equal: "NotEqual", mlx_not_equal;
@@ -262,6 +278,16 @@ pub(super) fn round(build: &Build, attrs: &Round, inputs: Inputs) -> Result<Arra
     let rounded = graph.binary(back, &nearest(&shifted)?, &factor)?;
     let finite = graph.unary(mlx_sys::mlx_isfinite, &shifted)?;
     graph.astype(&graph.select(&finite, &rounded, &x)?, dtype)
+}
+
+/// `log(exp(a) + exp(b))` without overflow.
+pub(super) fn logaddexp(build: &Build, inputs: Inputs) -> Result<Array> {
+    let (a, b) = pair(build, "Logaddexp", inputs)?;
+    let graph = Graph::new(build, "Logaddexp");
+    if integer::promote(a.dtype_of(), b.dtype_of()) == Dtype::Float64 {
+        return double::logaddexp(&graph, a, b);
+    }
+    graph.binary(mlx_sys::mlx_logaddexp, a, b)
 }
 
 /// One boolean: whether shapes and elements are the same; dtypes may differ.

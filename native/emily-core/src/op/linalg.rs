@@ -25,7 +25,7 @@ const MAX_ORDER: usize = 16384;
 
 /// LAPACK's single-precision routines report the workspace that they need as an f32, which is not
 /// exact beyond 2^24; a size rounded down ends the process. Up to this order it is exact.
-const MAX_F32_ORDER: usize = 2048;
+const MAX_F32_ORDER: usize = 1 << 20;
 
 /// A batch of matrices as LAPACK takes it.
 struct Matrices {

@@ -6,7 +6,7 @@
 use super::creation::{convert, fill};
 use super::elementwise::{check_countable, truth};
 use super::graph::{count, input, integer, Graph};
-use super::{Inputs, Reduce, ReduceAxis, Softmax, Spread};
+use super::{double, Inputs, Reduce, ReduceAxis, Softmax, Spread};
 use crate::build::{Build, Describe};
 use crate::check;
 use crate::dtype::Dtype;
@@ -74,11 +74,21 @@ impl<'a> Reduction<'a> {
     }
 
     fn call(&self, function: Function, x: &Array) -> Result<Array> {
+        self.call_keeping(self.keep_axes, function, x)
+    }
+
+    fn call_keeping(&self, keep: bool, function: Function, x: &Array) -> Result<Array> {
         let axes = &self.axes;
         // SAFETY: the functions are mlx-c's; the handle is live and the pointer has the length beside it.
-        self.graph.call(|res, s| unsafe {
-            function(res, x.as_ptr(), axes.as_ptr(), axes.len(), self.keep_axes, s)
-        })
+        self.graph
+            .call(|res, s| unsafe { function(res, x.as_ptr(), axes.as_ptr(), axes.len(), keep, s) })
+    }
+
+    /// `exp(x - max)` of f64, and the greatest elements, whose axes stay.
+    fn shifted_exp(&self, x: &Array) -> Result<(Array, Array)> {
+        let greatest = self.call_keeping(true, mlx_sys::mlx_max_axes, x)?;
+        let shifted = self.graph.binary(mlx_sys::mlx_subtract, x, &greatest)?;
+        Ok((double::exp(&self.graph, &shifted)?, greatest))
     }
 }
 
@@ -198,7 +208,16 @@ pub(super) fn logsumexp(build: &Build, attrs: &Reduce, inputs: Inputs) -> Result
     if reduction.axes.is_empty() {
         return Ok(x);
     }
-    reduction.call(mlx_sys::mlx_logsumexp_axes, &x)
+    if dtype != Dtype::Float64 {
+        return reduction.call(mlx_sys::mlx_logsumexp_axes, &x);
+    }
+    let (exp, greatest) = reduction.shifted_exp(&x)?;
+    let sum = reduction.call(mlx_sys::mlx_sum_axes, &exp)?;
+    let greatest = graph.reshape(&greatest, sum.shape_of())?;
+    let log = graph.unary(mlx_sys::mlx_log, &sum)?;
+    let result = graph.binary(mlx_sys::mlx_add, &log, &greatest)?;
+    // The difference of two infinities is none.
+    graph.select(&graph.unary(mlx_sys::mlx_isinf, &greatest)?, &greatest, &result)
 }
 
 /// Medians, of an even number of elements the mean of the two in the middle; f32 for integers, NaN where
@@ -294,7 +313,7 @@ pub(super) fn argmin(build: &Build, attrs: &ReduceAxis, inputs: Inputs) -> Resul
     position(build, "Argmin", mlx_sys::mlx_argmin_axis, attrs, inputs)
 }
 
-/// Softmax over axes together; f32 for integers.
+/// Softmax over axes together, ones without axes; f32 for integers.
 pub(super) fn softmax(build: &Build, attrs: &Softmax, inputs: Inputs) -> Result<Array> {
     let reduction = Reduction::new(build, "Softmax", &attrs.axes, true, inputs)?;
     let (graph, axes) = (&reduction.graph, &reduction.axes);
@@ -303,8 +322,12 @@ pub(super) fn softmax(build: &Build, attrs: &Softmax, inputs: Inputs) -> Result<
     if reduction.is_empty() {
         return Ok(x);
     }
-    // Elsewhere MLX's precise path would narrow f64 to f32.
-    let precise = attrs.precise && matches!(dtype, Dtype::Float16 | Dtype::Bfloat16);
+    if dtype == Dtype::Float64 {
+        let (exp, _) = reduction.shifted_exp(&x)?;
+        let sum = reduction.call(mlx_sys::mlx_sum_axes, &exp)?;
+        return graph.binary(mlx_sys::mlx_divide, &exp, &sum);
+    }
+    let precise = attrs.precise;
     // SAFETY: the handle is live and the pointer has the length beside it.
     graph.call(|res, s| unsafe {
         mlx_sys::mlx_softmax_axes(res, x.as_ptr(), axes.as_ptr(), axes.len(), precise, s)

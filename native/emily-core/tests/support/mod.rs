@@ -146,6 +146,21 @@ pub fn check_close(op: Op, inputs: &[&Array], expected: &[f32]) {
     );
 }
 
+/// Evaluates an op of f64 and compares to f64's precision.
+#[track_caller]
+pub fn check_close_f64(op: Op, inputs: &[&Array], expected: &[f64]) {
+    let name = format!("{op:?}");
+    let result = run(op, inputs).unwrap_or_else(|error| panic!("{name}: {error}"));
+    let got: Vec<f64> = read(&result);
+    let close = |(a, b): (&f64, &f64)| {
+        a == b || (a.is_nan() && b.is_nan()) || (a - b).abs() <= 4e-15 * b.abs().max(1e-1)
+    };
+    assert!(
+        got.len() == expected.len() && got.iter().zip(expected).all(close),
+        "{name}: expected {expected:?}, got {got:?}"
+    );
+}
+
 /// Building an op must give an error of the caller's.
 #[track_caller]
 pub fn refuses(op: Op, inputs: &[&Array]) -> Error {

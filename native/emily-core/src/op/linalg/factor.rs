@@ -97,7 +97,8 @@ pub(crate) fn eigh(build: &Build, attrs: &Eigh, inputs: Inputs) -> Result<Vec<Ar
     Ok(vec![a.real_result(&values)?, a.result(&vectors)?])
 }
 
-/// `{eigenvalues {.., n}, eigenvectors {.., n, n}}`, both c64, in no order, vectors in columns.
+/// `{eigenvalues {.., n}, eigenvectors {.., n, n}}`, both c64, in no order, vectors in columns; NaN for
+/// a matrix with an element that is not finite.
 pub(crate) fn eig(build: &Build, inputs: Inputs) -> Result<Vec<Array>> {
     const OP: &str = "LinalgEig";
     let graph = Graph::new(&build.on_cpu(), OP);
@@ -108,11 +109,22 @@ pub(crate) fn eig(build: &Build, inputs: Inputs) -> Result<Vec<Array>> {
             graph.zeros(&a.shape(&[a.rows, a.cols]), Dtype::Complex64)?,
         ]);
     }
+    // MLX pairs an eigenvalue whose imaginary part is not zero with the next one, and writes behind
+    // the last if that is a NaN.
+    let finite = graph.unary(mlx_sys::mlx_isfinite, &a.array)?;
+    let rows = graph.reshape(&finite, &a.shape(&[a.rows * a.cols]))?;
+    // SAFETY: the handle is live.
+    let finite =
+        graph.call(|res, s| unsafe { mlx_sys::mlx_all_axis(res, rows.as_ptr(), -1, true, s) })?;
+    let matrices = graph.reshape(&finite, &a.shape(&[1, 1]))?;
+    let zero = graph.scalar(0.0, a.array.dtype_of())?;
+    let safe = graph.select(&matrices, &a.array, &zero)?;
     // SAFETY: the handle is live.
     let (values, vectors) = pair(&graph, |values, vectors, s| unsafe {
-        mlx_sys::mlx_linalg_eig(values, vectors, a.array.as_ptr(), s)
+        mlx_sys::mlx_linalg_eig(values, vectors, safe.as_ptr(), s)
     })?;
-    Ok(vec![values, vectors])
+    let nan = graph.scalar(f64::NAN, Dtype::Complex64)?;
+    Ok(vec![graph.select(&finite, &values, &nan)?, graph.select(&matrices, &vectors, &nan)?])
 }
 
 /// The triangle `L` with `L L*` the matrix, or `U` with `U* U`; the other triangle is zero. Of the

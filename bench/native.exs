@@ -1,0 +1,145 @@
+# The cost of one operation, of a mailbox that is not empty, of reading, and of a large product, each
+# beside a rival in the same run.
+#
+#     mix run bench/native.exs
+
+defmodule Bench.Native do
+  alias Emily.Native
+
+  @rounds 7
+
+  def run do
+    stream = Emily.Stream.new(:cpu)
+    w = stream.worker
+    x = Emily.from_binary(<<1.0::float-32-native, 2.0::float-32-native>>, [2], {:f, 32})
+
+    build = best(100_000, fn -> Native.add(w, x, x) end)
+    eval = fn -> Native.eval(w, Native.add(w, x, x)) end
+    build_eval = best(5_000, eval)
+    python = reference("ops")
+
+    row("one op built, us", build, python["build"], "Python", "<= 1.5, ratio <= 3")
+    row("build + eval of a tiny op, us", build_eval, python["build_eval"], "Python", "")
+
+    # Both mailboxes in turn, so that what else the machine does falls on both.
+    {empty, full} = mailboxes(eval)
+    row("  the same, 10,000 messages waiting", full, empty, "empty mailbox", "ratio <= 1.1")
+
+    if Code.ensure_loaded?(Nx) do
+      nx = Emily.Stream.with_stream(stream, fn -> nx_add() end)
+      row("Nx.add of two small tensors, lazy, us", nx, build, "native op", "<= 5")
+    end
+
+    read()
+    matmul(w)
+  end
+
+  defp mailboxes(eval) do
+    rounds =
+      for _ <- 1..@rounds do
+        empty = time(2_000, eval)
+        for n <- 1..10_000, do: send(self(), {:noise, n})
+        full = time(2_000, eval)
+        flush()
+        {empty, full}
+      end
+
+    {empty, full} = Enum.unzip(rounds)
+    {Enum.min(empty), Enum.min(full)}
+  end
+
+  defp flush do
+    receive do
+      {:noise, _} -> flush()
+    after
+      0 -> :ok
+    end
+  end
+
+  defp nx_add do
+    # Not named in code that is compiled without Nx.
+    nx = Nx
+    x = nx.tensor([1.0, 2.0], backend: Emily.Backend)
+    best(50_000, fn -> nx.add(x, x) end)
+  end
+
+  defp read do
+    bytes = 256 * 1024 * 1024
+    tensor = Emily.from_binary(:binary.copy(<<1>>, bytes), [bytes], {:u, 8})
+    active = Emily.Memory.stats().active
+    rss = rss()
+    times = for _ <- 1..50, do: elem(:timer.tc(fn -> Emily.to_binary(tensor) end), 0)
+    binary = Emily.to_binary(tensor)
+    true = byte_size(binary) == bytes
+
+    row(
+      "to_binary of a ready 256 MB tensor, us",
+      Enum.max(times),
+      nil,
+      "",
+      "<= 50 (slowest of 50)"
+    )
+
+    IO.puts(
+      "  bytes added by holding the binary: #{Emily.Memory.stats().active - active} in MLX, " <>
+        "#{div(rss() - rss, 1024)} MiB resident"
+    )
+  end
+
+  defp matmul(w) do
+    size = 1024
+    key = Native.random_key(1)
+    a = Native.random_normal(w, [size, size], {:f, 32}, 0.0, 1.0, key)
+    b = Native.random_normal(w, [size, size], {:f, 32}, 1.0, 1.0, key)
+    Native.eval(w, [a, b])
+    multiply = fn -> Native.eval(w, Native.matmul(w, a, b)) end
+    gflops = 2 * size ** 3 / best(3, multiply) / 1000
+
+    row("f32 matmul 1024, GFLOP/s", gflops, reference("openblas")["gflops"], "OpenBLAS", ">= 0.9")
+
+    plain = reference("matmul", [{"PLAIN_BLAS", "1"}])["gflops"]
+    row("  the same", gflops, plain, "pip's MLX", "ratio >= 10")
+  end
+
+  defp best(count, fun), do: Enum.min(for _ <- 1..@rounds, do: time(count, fun))
+
+  defp time(count, fun) do
+    {microseconds, :ok} = :timer.tc(fn -> repeat(count, fun) end)
+    microseconds / count
+  end
+
+  defp repeat(0, _fun), do: :ok
+
+  defp repeat(count, fun) do
+    fun.()
+    repeat(count - 1, fun)
+  end
+
+  defp reference(what, env \\ []) do
+    script = Path.join(__DIR__, "reference/native.py")
+    python = Path.join(__DIR__, "reference/python.sh")
+    {json, 0} = System.cmd(python, [script, what], env: env)
+    JSON.decode!(json)
+  end
+
+  defp rss do
+    case File.read("/proc/self/status") do
+      {:ok, status} ->
+        [_, kilobytes] = Regex.run(~r/VmRSS:\s+(\d+)/, status)
+        String.to_integer(kilobytes)
+
+      {:error, _} ->
+        0
+    end
+  end
+
+  defp row(what, ours, rival, whose, goal) do
+    ratio = if rival, do: " #{whose} #{number(rival)}, ratio #{number(ours / rival)};", else: ""
+    IO.puts("#{String.pad_trailing(what, 42)} #{number(ours)};#{ratio} #{goal}")
+  end
+
+  defp number(x) when is_integer(x), do: Integer.to_string(x)
+  defp number(x), do: :erlang.float_to_binary(x / 1, decimals: 2)
+end
+
+Bench.Native.run()
