@@ -24,7 +24,7 @@ demo: build
 	$(if $(filter none,$(SITUATION)),@echo "demo: left out, since it needs Nx: examples/streams.exs",$(MIX) run examples/streams.exs)
 
 test: setup
-	cargo test $(CARGO_FLAGS) --package emily-core
+	cargo test $(CARGO_FLAGS) --no-fail-fast --package emily-core
 	$(MIX) test
 
 bench: build

@@ -192,7 +192,10 @@ case $situation in
   system) echo "setup: all tools are there; Nx is on ERL_LIBS ($ERL_LIBS)" ;;
   hex)
     echo "setup: all tools are there; Hex brings Nx"
-    mix deps.get
+    if ! mix deps.get; then
+      echo "setup: Hex could not bring the dependencies; EMILY_SYSTEM_DEPS=1 makes do without Nx" >&2
+      exit 1
+    fi
     ;;
   none) echo "setup: all tools are there; neither Nx on ERL_LIBS nor Hex: the Nx side is left out" ;;
 esac

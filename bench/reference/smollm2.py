@@ -2,16 +2,15 @@
 """SmolLM2 in Python's MLX, op for op the model of examples/smollm2/model.ex: the reference for its
 token ids and for its speed.
 
-    smollm2.py MODEL.gguf < request.json
+    smollm2.py MODEL.gguf
 
-The request is {"mode": "dequantized" | "quantized", "tokens": N, "prompts": [[id, ...], ...]}. Each
-prompt is continued greedily by N tokens, whatever they are (no token stops it). The answer is
-{"mode", "answers": [{"ids": [N ids], "prefill_ms": x, "token_ms": [N - 1 numbers]}]}: prefill_ms
-is the time to the first token, token_ms that of each token after it. Before the first prompt is
-measured, it is run once with 4 tokens.
+Reads requests from stdin, one JSON object a line, and answers each with a line:
 
-Needs the PyPI packages mlx and, on Linux, mlx-cpu. With the BLAS of blas_shim.c and
-OPENBLAS_NUM_THREADS=1 it computes with the code that Emily computes with.
+    {"mode": "dequantized" | "quantized", "tokens": N, "prompts": [[id, ...], ...]}
+    {"answers": [{"ids": [N ids], "first_ms": x, "token_ms": [N - 1 numbers]}, ...]}
+
+Each prompt is continued greedily by N tokens, whatever they are: no token stops it. first_ms is the
+time to the first token, token_ms that of each token after it.
 """
 
 import json
@@ -142,15 +141,19 @@ def answer(model, prompt, tokens):
         given, cache = model.next_token(given, cache)
         ids.append(given.item())
         times.append((time.perf_counter() - started) * 1e3)
-    return {"ids": ids, "prefill_ms": times[0], "token_ms": times[1:]}
+    return {"ids": ids, "first_ms": times[0], "token_ms": times[1:]}
 
 
 def main():
-    request = json.load(sys.stdin)
-    model = Model(sys.argv[1], request["mode"])
-    answer(model, request["prompts"][0], 4)
-    answers = [answer(model, prompt, request["tokens"]) for prompt in request["prompts"]]
-    json.dump({"mode": request["mode"], "answers": answers}, sys.stdout)
+    mx.set_default_device(mx.cpu)
+    models = {}
+    for line in sys.stdin:
+        request = json.loads(line)
+        mode = request["mode"]
+        if mode not in models:
+            models[mode] = Model(sys.argv[1], mode)
+        answers = [answer(models[mode], prompt, request["tokens"]) for prompt in request["prompts"]]
+        print(json.dumps({"answers": answers}), flush=True)
 
 
 if __name__ == "__main__":

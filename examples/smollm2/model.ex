@@ -32,20 +32,19 @@ defmodule SmolLM2.Model do
   Prepares the weights of a GGUF file, as `Emily.load/1` returns it, on worker `w`.
   """
   @spec new(Native.worker(), %{tensors: map, metadata: map}, mode) :: t
-  def new(w, %{tensors: tensors, metadata: metadata}, mode) when mode in [:dequantized, :quantized] do
-    model = %__MODULE__{
+  def new(w, %{tensors: tensors, metadata: metadata}, mode)
+      when mode in [:dequantized, :quantized] do
+    %__MODULE__{
       heads: number(w, metadata, "llama.attention.head_count"),
       kv_heads: number(w, metadata, "llama.attention.head_count_kv"),
       head_dim: number(w, metadata, "llama.rope.dimension_count"),
       eps: number(w, metadata, "llama.attention.layer_norm_rms_epsilon"),
       rope_base: number(w, metadata, "llama.rope.freq_base"),
       embedding: embedding(w, packed(w, tensors, "token_embd"), mode),
-      layers: for(i <- 1..number(w, metadata, "llama.block_count"), do: layer(w, tensors, i - 1, mode)),
+      layers:
+        for(i <- 1..number(w, metadata, "llama.block_count"), do: layer(w, tensors, i - 1, mode)),
       norm: tensors["output_norm.weight"]
     }
-
-    Native.eval(w, weights(model))
-    model
   end
 
   @doc """
@@ -130,7 +129,9 @@ defmodule SmolLM2.Model do
   defp rows(w, {:dense, table, _transposed}, ids), do: Native.take(w, table, ids, 0)
 
   defp rows(w, {:packed, weight, scales, biases, bits}, ids) do
-    [weight, scales, biases] = for part <- [weight, scales, biases], do: Native.take(w, part, ids, 0)
+    [weight, scales, biases] =
+      for part <- [weight, scales, biases], do: Native.take(w, part, ids, 0)
+
     Native.dequantize(w, weight, scales, biases, @group, bits, "affine")
   end
 
@@ -139,48 +140,55 @@ defmodule SmolLM2.Model do
 
   defp layer(w, tensors, index, mode) do
     products =
-      for name <- @products, do: {name, linear(w, packed(w, tensors, "blk.#{index}.#{name}"), mode)}
+      for name <- @products,
+          do: {name, linear(w, packed(w, tensors, "blk.#{index}.#{name}"), mode)}
 
-    norms = for name <- [:attn_norm, :ffn_norm], do: {name, tensors["blk.#{index}.#{name}.weight"]}
+    norms =
+      for name <- [:attn_norm, :ffn_norm], do: {name, tensors["blk.#{index}.#{name}.weight"]}
+
     Map.new(products ++ norms)
   end
 
   # Scales are f16 in the file. In f32 a CPU is 30 times as fast.
   defp packed(w, tensors, name) do
-    [weight, scales, biases] = for part <- ~w(weight scales biases), do: tensors["#{name}.#{part}"]
+    [weight, scales, biases] =
+      for part <- ~w(weight scales biases), do: tensors["#{name}.#{part}"]
+
     [_rows, words] = Native.shape(weight)
     [_rows, groups] = Native.shape(scales)
     bits = div(words * 32, groups * @group)
-    {:packed, weight, Native.astype(w, scales, {:f, 32}), Native.astype(w, biases, {:f, 32}), bits}
+
+    [scales, biases] =
+      for part <- [scales, biases], do: prepared(w, Native.astype(w, part, {:f, 32}))
+
+    {:packed, weight, scales, biases, bits}
+  end
+
+  # Computed now, so that nothing is left for the first of several streams to do for the others, and
+  # what it was computed from can be freed.
+  defp prepared(w, tensor) do
+    Native.eval(w, tensor)
+    tensor
   end
 
   # Transposed in memory, so that a product reads the weight in the order in which it lies.
   defp linear(w, packed, :dequantized) do
     transposed = Native.transpose(w, dequantize(w, packed), [1, 0])
-    {:dense, Native.contiguous(w, transposed)}
+    {:dense, prepared(w, Native.contiguous(w, transposed))}
   end
 
   defp linear(_w, packed, :quantized), do: packed
 
   # Rows are looked up in the table as it is; its transpose is a view of the same memory.
   defp embedding(w, packed, :dequantized) do
-    table = dequantize(w, packed)
-    {:dense, table, Native.transpose(w, table, [1, 0])}
+    table = prepared(w, dequantize(w, packed))
+    {:dense, table, prepared(w, Native.transpose(w, table, [1, 0]))}
   end
 
   defp embedding(_w, packed, :quantized), do: packed
 
   defp dequantize(w, {:packed, weight, scales, biases, bits}) do
     Native.dequantize(w, weight, scales, biases, @group, bits, "affine")
-  end
-
-  defp weights(model) do
-    layers = for layer <- model.layers, name <- @products, do: layer[name]
-
-    for weight <- [model.embedding | layers],
-        tensor <- Tuple.to_list(weight),
-        is_reference(tensor),
-        do: tensor
   end
 
   defp number(w, metadata, name) do

@@ -62,6 +62,20 @@ defmodule SmolLM2.Tokenizer do
   end
 
   @doc """
+  The tokenizer of a GGUF file's metadata, as `Emily.load/1` returns it.
+  """
+  @spec from_metadata(%{String.t() => term}) :: t
+  def from_metadata(metadata) do
+    types = Emily.to_binary(metadata["tokenizer.ggml.token_type"])
+
+    new(
+      metadata["tokenizer.ggml.tokens"],
+      for(<<type::signed-32-native <- types>>, do: type),
+      metadata["tokenizer.ggml.merges"]
+    )
+  end
+
+  @doc """
   The ids of a text.
 
   A byte that the vocabulary has no token for is left out. Raises ArgumentError for a binary that is not
@@ -74,6 +88,20 @@ defmodule SmolLM2.Tokenizer do
     end
 
     for part <- cut(text, tokenizer.control_pattern), id <- encode_part(tokenizer, part), do: id
+  end
+
+  @doc """
+  The ids of a question to the model, as its chat template puts it.
+  """
+  @spec encode_chat(t, String.t()) :: [id]
+  def encode_chat(tokenizer, question) do
+    encode(tokenizer, """
+    <|im_start|>system
+    You are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>
+    <|im_start|>user
+    #{question}<|im_end|>
+    <|im_start|>assistant
+    """)
   end
 
   @doc """

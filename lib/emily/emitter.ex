@@ -8,7 +8,9 @@ defmodule Emily.Emitter do
   # knows shapes and types from Nx's templates. Dispatch is on the emitter's struct, since it is on
   # the path of every operation and a protocol costs more.
 
-  alias Emily.Lowering.Type
+  import Emily.Lowering.Narrow, only: [is_narrow: 1]
+
+  alias Emily.Lowering.{Narrow, Type}
   alias Nx.Tensor, as: T
 
   @type t :: struct()
@@ -37,6 +39,9 @@ defmodule Emily.Emitter do
   def emit_all(%module{} = e, op, inputs), do: module.emit_all(e, op, inputs)
 
   @spec constant(t, binary(), [non_neg_integer()], Nx.Type.t()) :: handle
+  def constant(e, binary, shape, type) when is_narrow(type),
+    do: constant(e, Narrow.unpack(binary, type), shape, Narrow.storage(type))
+
   def constant(%module{} = e, binary, shape, type), do: module.constant(e, binary, shape, type)
 
   @spec input(t, T.t()) :: handle

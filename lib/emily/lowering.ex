@@ -8,6 +8,12 @@ defmodule Emily.Lowering do
   alias Emily.Lowering.{Block, Conv, Creation, Dot, Elementwise, Fft, Index, Linalg, Reduce}
   alias Emily.Lowering.{Shape, Sort, Window}
 
+  @doc """
+  A result as a value of its type, for the types that MLX holds in wider ones. To be called on what
+  the functions below return, unless it is used at once.
+  """
+  defdelegate settle(e, handle, type), to: Emily.Lowering.Narrow
+
   ## Creation and casts
 
   defdelegate constant(e, out, number), to: Creation

@@ -4,8 +4,15 @@ defmodule Emily.Memory do
 
   MLX keeps freed buffers in a cache for reuse. The cache is bounded from the start, by
   `config :emily, cache_limit: bytes`; without it by 32 MiB on a CPU (MLX's own bound) and by an eighth of the
-  memory limit on a GPU, where MLX's own bound is all of it. All numbers are bytes, and speak of the
-  whole VM: streams share one allocator.
+  memory limit on a GPU, where MLX's own bound is all of it.
+
+  A process that drops tensors drops a few words of its own heap, so that its garbage collector sees no
+  reason to run while MLX's memory fills. Where more than `config :emily, collect_above: bytes` (default: an
+  eighth of the memory limit) is active, processes that build tensors are made to collect now and then:
+  once for every quarter of that number built. `Emily.Native.deallocate/1` gives one tensor back at once.
+
+  All numbers are bytes, and speak of the whole VM: streams share one allocator. `Emily.Stream.info/1` tells
+  what the tensors of one stream take.
   """
 
   alias Emily.Native.{Call, Nif}
@@ -60,21 +67,17 @@ defmodule Emily.Memory do
   @doc false
   def configure do
     for {limit, key} <- [cache: :cache_limit, memory: :memory_limit, wired: :wired_limit],
-        bytes = Application.get_env(:emily, key, default(limit)) do
+        bytes = Application.get_env(:emily, key) do
       set_limit(limit, bytes)
     end
 
-    :ok
-  end
+    memory = Call.now(Nif.memory_limit())
 
-  defp default(:cache) do
-    if :gpu in Nif.devices() do
-      # MLX tells a limit only to whoever sets one.
-      memory = set_limit(:memory, 0)
-      set_limit(:memory, memory)
-      div(memory, 8)
+    if :gpu in Nif.devices() and is_nil(Application.get_env(:emily, :cache_limit)) do
+      set_limit(:cache, div(memory, 8))
     end
-  end
 
-  defp default(_limit), do: nil
+    collect_above = Application.get_env(:emily, :collect_above, div(memory, 8))
+    Call.now(Nif.memory_collect_above(collect_above))
+  end
 end

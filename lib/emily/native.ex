@@ -93,12 +93,12 @@ defmodule Emily.Native do
 
   @doc "Ends a worker; `Emily.Stream.close/1` is the way for users."
   @spec stop_worker(worker) :: :ok
-  def stop_worker(w), do: Call.now(Nif.worker_close(w))
+  def stop_worker(w), do: Emily.Stream.close(%Emily.Stream{worker: w})
 
   @doc "How many jobs wait on a worker."
   @spec worker_queue_depth(worker) :: non_neg_integer
   def worker_queue_depth(w) do
-    {_device, depth, _open, _slot} = Call.now(Nif.worker_info(w))
+    {_device, depth, _open, _bytes} = Call.now(Nif.worker_info(w))
     depth
   end
 

@@ -92,7 +92,8 @@ defmodule Emily.Stream do
   end
 
   def with_stream(%__MODULE__{worker: worker}, fun) when is_reference(worker) do
-    raise ArgumentError, "with_stream: expected a function without arguments, got: #{inspect(fun)}"
+    raise ArgumentError,
+          "with_stream: expected a function without arguments, got: #{inspect(fun)}"
   end
 
   def with_stream(other, _fun) do
@@ -111,22 +112,35 @@ defmodule Emily.Stream do
       :ok
   """
   @spec close(t) :: :ok
-  def close(%__MODULE__{worker: worker}), do: Call.now(Nif.worker_close(worker))
+  def close(%__MODULE__{worker: worker}) do
+    Call.now(Nif.worker_close(worker))
+    Default.closed(worker)
+  end
 
   def close(other) do
     raise ArgumentError, "close: expected an Emily.Stream, got: #{inspect(other)}"
   end
 
   @doc """
-  Describes a stream: its device, how many jobs wait, and whether it is open.
+  Describes a stream: its device, how many jobs wait, whether it is open, and the bytes of the tensors
+  that were made on it and live, computed or not.
 
       iex> Emily.Stream.info(Emily.Stream.new(:cpu))
-      %{device: :cpu, queue_depth: 0, open: true}
+      %{device: :cpu, queue_depth: 0, open: true, bytes: 0}
   """
-  @spec info(t) :: %{device: device, queue_depth: non_neg_integer, open: boolean}
+  @spec info(t) :: %{
+          device: device,
+          queue_depth: non_neg_integer,
+          open: boolean,
+          bytes: non_neg_integer
+        }
   def info(%__MODULE__{worker: worker}) do
-    {device, depth, open, _slot} = Call.now(Nif.worker_info(worker))
-    %{device: device, queue_depth: depth, open: open}
+    {device, depth, open, bytes} = Call.now(Nif.worker_info(worker))
+    %{device: device, queue_depth: depth, open: open, bytes: bytes}
+  end
+
+  def info(other) do
+    raise ArgumentError, "info: expected an Emily.Stream, got: #{inspect(other)}"
   end
 
   @doc """
@@ -159,7 +173,7 @@ defmodule Emily.Stream do
   # What a worker really computes on, whatever was asked for.
   @spec device(reference) :: device
   def device(worker) do
-    {device, _depth, _open, _slot} = Call.now(Nif.worker_info(worker))
+    {device, _depth, _open, _bytes} = Call.now(Nif.worker_info(worker))
     device
   end
 end

@@ -130,7 +130,11 @@ defmodule Emily.Hostile do
     end
   end
 
-  defp shape(rank), do: for(_ <- 1..rank//1, do: pick([0, 1, 1, 2, 2, 2, 3, 3, 4, 5, 32, 64]))
+  defp shape(rank) do
+    large = if rank < 4, do: [32, 64], else: []
+    shape = for _ <- 1..rank//1, do: pick([0, 1, 1, 2, 2, 2, 3, 3, 4, 5 | large])
+    if Enum.product(shape) > 5_000, do: shape(rank), else: shape
+  end
 
   defp attributes(rank) do
     [

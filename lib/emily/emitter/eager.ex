@@ -63,7 +63,7 @@ defmodule Emily.Emitter.Eager do
   # A foreign tensor stays its owner's: it is read, never transferred.
   def input(%__MODULE__{} = e, %T{shape: shape, type: type} = foreign) do
     Type.check!(e, type)
-    constant(e, Nx.to_binary(foreign), Tuple.to_list(shape), type)
+    Emily.Emitter.constant(e, Nx.to_binary(foreign), Tuple.to_list(shape), type)
   end
 
   @impl true

@@ -1,18 +1,18 @@
 defmodule Emily.Lowering.Conv do
   @moduledoc false
 
-  # Convolution. MLX wants channels last, one to three spatial axes and real floats: layouts are
-  # permuted, more spatial axes are written as a product over windows, complex numbers as four real
-  # convolutions, and batch groups as feature groups.
+  # Convolution. MLX wants channels last, one to three spatial axes and real floats of at most 32
+  # bits: layouts are permuted, more axes and f64 are written as a product over windows, complex
+  # numbers as four real convolutions, and batch groups as feature groups.
 
   import Emily.Emitter, only: [emit: 3]
-  import Emily.Lowering.Type, only: [astype: 3, is_half: 1, operand: 3]
+  import Emily.Lowering.Type, only: [astype: 3, is_small_float: 1, operand: 3]
 
   alias Emily.Emitter
   alias Emily.Lowering.Shape
 
   def conv(e, %{type: type} = out, tensor, kernel, opts) do
-    compute = if is_half(type) and Emitter.device(e) == :cpu, do: {:f, 32}, else: type
+    compute = if is_small_float(type) and Emitter.device(e) == :cpu, do: {:f, 32}, else: type
     spatial = tuple_size(tensor.shape) - 2
 
     {x, x_shape} =
@@ -22,7 +22,7 @@ defmodule Emily.Lowering.Conv do
       channels_last(e, operand(e, kernel, compute), kernel.shape, opts[:kernel_permutation])
 
     {x, x_shape, groups} = group(e, x, x_shape, opts)
-    {x, x_shape, padding} = crop(e, x, x_shape, opts[:padding], opts[:input_dilation])
+    {x, x_shape, padding, dilation} = crop(e, x, x_shape, compute, opts)
     {low, high} = Enum.unzip(padding)
 
     attrs = %{
@@ -30,12 +30,13 @@ defmodule Emily.Lowering.Conv do
       padding_low: low,
       padding_high: high,
       kernel_dilation: opts[:kernel_dilation],
-      input_dilation: opts[:input_dilation],
+      input_dilation: dilation,
       groups: groups,
       flip: false
     }
 
-    run = &run(e, attrs, &1, x_shape, &2, w_shape)
+    real = if match?({:c, _}, compute), do: {:f, 32}, else: compute
+    run = &run(e, attrs, real, &1, x_shape, &2, w_shape)
     result = if match?({:c, _}, compute), do: complex(e, x, w, run), else: run.(x, w)
 
     # The result is {batch, spatial.., filters}; Nx names its axes batch, filters, spatial...
@@ -78,31 +79,26 @@ defmodule Emily.Lowering.Conv do
     end
   end
 
-  # Negative padding cuts elements off, counted after the input's dilation.
-  defp crop(e, x, shape, padding, dilation) do
-    if Enum.all?(padding, fn {low, high} -> low >= 0 and high >= 0 end) do
-      {x, shape, padding}
+  # Padding below zero cuts elements off, which counts those that a dilation puts in between; so the
+  # whole of padding and dilation is done here.
+  defp crop(e, x, shape, type, opts) do
+    if Enum.all?(opts[:padding], fn {low, high} -> low >= 0 and high >= 0 end) do
+      {x, shape, opts[:padding], opts[:input_dilation]}
     else
-      config =
-        Enum.zip_with(padding, dilation, fn {low, high}, step ->
-          {min(low, 0), min(high, 0), step - 1}
+      inner =
+        Enum.zip_with(opts[:padding], opts[:input_dilation], fn {low, high}, step ->
+          {low, high, step - 1}
         end)
 
-      zero = Emitter.scalar(e, 0, {:f, 32})
-      cut? = Enum.any?(dilation, &(&1 > 1))
+      config = [{0, 0, 0}] ++ inner ++ [{0, 0, 0}]
+      handle = Shape.pad_to(e, x, List.to_tuple(shape), Emitter.scalar(e, 0, type), config)
 
-      # Only an undilated input can be cut before MLX dilates it.
-      if cut?,
-        do:
-          raise(
-            ArgumentError,
-            "conv: negative padding of a dilated input is not supported, got #{inspect(padding)}"
-          )
+      sizes =
+        Enum.zip_with(shape, config, fn size, {low, high, between} ->
+          size + (size - 1) * between + low + high
+        end)
 
-      full = [{0, 0, 0}] ++ config ++ [{0, 0, 0}]
-      handle = Shape.pad_to(e, x, List.to_tuple(shape), zero, full)
-      sizes = Enum.zip_with(shape, full, fn size, {low, high, 0} -> size + low + high end)
-      {handle, sizes, Enum.map(padding, fn {low, high} -> {max(low, 0), max(high, 0)} end)}
+      {handle, sizes, Enum.map(inner, fn _ -> {0, 0} end), Enum.map(inner, fn _ -> 1 end)}
     end
   end
 
@@ -124,14 +120,14 @@ defmodule Emily.Lowering.Conv do
     emit(e, :add, [real, emit(e, :multiply, [imag, unit])])
   end
 
-  defp run(e, attrs, x, x_shape, w, w_shape) do
-    if length(x_shape) <= 5,
+  defp run(e, attrs, type, x, x_shape, w, w_shape) do
+    if length(x_shape) <= 5 and type != {:f, 64},
       do: emit(e, {:conv_general, attrs}, [x, w]),
-      else: by_windows(e, attrs, x, x_shape, w, w_shape)
+      else: by_windows(e, attrs, type, x, x_shape, w, w_shape)
   end
 
   # A view of every window, then one product: {batch, windows.., taps.., channels} with the kernel.
-  defp by_windows(e, attrs, x, [batch | rest], w, [filters | kernel]) do
+  defp by_windows(e, attrs, type, x, [batch | rest], w, [filters | kernel]) do
     {spatial, [channels]} = Enum.split(rest, -1)
     {taps, [depth]} = Enum.split(kernel, -1)
 
@@ -144,7 +140,7 @@ defmodule Emily.Lowering.Conv do
         {low, high, step - 1}
       end)
 
-    zero = emit(e, {:zeros, %{shape: [], dtype: {:f, 32}}}, [])
+    zero = Emitter.scalar(e, 0, type)
     full = [{0, 0, 0}] ++ config ++ [{0, 0, 0}]
     padded = Shape.pad_to(e, x, List.to_tuple([batch | rest]), zero, full)
 

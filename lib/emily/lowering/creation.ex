@@ -7,7 +7,7 @@ defmodule Emily.Lowering.Creation do
   import Emily.Lowering.Type, only: [astype: 3, check!: 2, operand: 3]
 
   alias Emily.Emitter
-  alias Emily.Lowering.Shape
+  alias Emily.Lowering.{Narrow, Shape}
 
   # The greatest count up to which f32 has every integer.
   @exact_in_f32 16_777_216
@@ -36,7 +36,7 @@ defmodule Emily.Lowering.Creation do
     check!(e, type)
     rank = tuple_size(shape)
     {rows, cols} = {elem(shape, rank - 2), elem(shape, rank - 1)}
-    eye = emit(e, {:eye, %{rows: rows, cols: cols, k: 0, dtype: type}}, [])
+    eye = emit(e, {:eye, %{rows: rows, cols: cols, k: 0, dtype: Narrow.storage(type)}}, [])
     Shape.broadcast_to(e, eye, {rows, cols}, shape)
   end
 
@@ -44,8 +44,23 @@ defmodule Emily.Lowering.Creation do
 
   def bitcast(e, out, tensor) do
     check!(e, out.type)
-    emit(e, {:bitcast, %{dtype: out.type}}, [Emitter.input(e, tensor)])
+    handle = Emitter.input(e, tensor)
+
+    cond do
+      out.type == tensor.type ->
+        handle
+
+      # A wider type holds their values, not their bits.
+      not same_bits?(out.type) or not same_bits?(tensor.type) ->
+        raise ArgumentError,
+              "unsupported dtype for a bitcast: from #{inspect(tensor.type)} to #{inspect(out.type)}"
+
+      true ->
+        emit(e, {:bitcast, %{dtype: Narrow.storage(out.type)}}, [handle])
+    end
   end
+
+  defp same_bits?(type), do: type not in [{:f, 8}, {:f8_e4m3fn, 8}]
 
   @doc "The vector 0, 1, ... of a length; numbers that the type cannot hold wrap or are rounded."
   def range(e, size, type) do

@@ -6,7 +6,7 @@ defmodule Emily.Lowering.Dot do
 
   import Bitwise, only: [<<<: 2]
   import Emily.Emitter, only: [emit: 3, scalar: 3]
-  import Emily.Lowering.Type, only: [astype: 3, is_half: 1, is_integer_type: 1, operand: 3]
+  import Emily.Lowering.Type, only: [astype: 3, is_small_float: 1, is_integer_type: 1, operand: 3]
 
   alias Emily.Emitter
   alias Emily.Lowering.Shape
@@ -18,7 +18,7 @@ defmodule Emily.Lowering.Dot do
   @exact_terms 2_097_152
 
   def dot(e, %{type: type} = out, a, contract_a, batch_a, b, contract_b, batch_b) do
-    compute = if is_half(type) and Emitter.device(e) == :cpu, do: {:f, 32}, else: type
+    compute = if is_small_float(type) and Emitter.device(e) == :cpu, do: {:f, 32}, else: type
 
     left = side(a.shape, contract_a, batch_a)
     right = side(b.shape, contract_b, batch_b)

@@ -12,6 +12,10 @@ defmodule Emily.Lowering.Elementwise do
   alias Emily.Emitter
   alias Emily.Lowering.{Integers, Shape, Special}
 
+  # No integer type holds both.
+  defguardp is_mixed(a, b)
+            when (a == {:u, 64} and elem(b, 0) == :s) or (elem(a, 0) == :s and b == {:u, 64})
+
   ## Arithmetic
 
   for name <- [:add, :subtract, :multiply, :divide] do
@@ -19,14 +23,28 @@ defmodule Emily.Lowering.Elementwise do
   end
 
   def atan2(e, out, a, b), do: binary(e, :arctan2, out, a, b)
-  def max(e, out, a, b), do: binary(e, :maximum, out, a, b)
-  def min(e, out, a, b), do: binary(e, :minimum, out, a, b)
+
+  for {name, op, order} <- [{:max, :maximum, :greater}, {:min, :minimum, :less}] do
+    def unquote(name)(e, out, a, b) when is_mixed(a.type, b.type) do
+      first = compare(e, unquote(order), a, b)
+      emit(e, :where, [first, operand(e, a, out.type), operand(e, b, out.type)])
+    end
+
+    def unquote(name)(e, out, a, b), do: binary(e, unquote(op), out, a, b)
+  end
 
   defp binary(e, op, %{type: type}, a, b),
     do: emit(e, op, [operand(e, a, type), operand(e, b, type)])
 
   def pow(e, out, a, b), do: binary(e, :power, out, a, b)
+
+  def quotient(e, _out, a, b) when is_mixed(a.type, b.type),
+    do: Integers.mixed_quotient(e, Emitter.input(e, a), a.type, Emitter.input(e, b), b.type)
+
   def quotient(e, out, a, b), do: binary(e, :quotient, out, a, b)
+
+  def remainder(e, _out, a, b) when is_mixed(a.type, b.type),
+    do: Integers.mixed_remainder(e, Emitter.input(e, a), a.type, Emitter.input(e, b), b.type)
 
   def remainder(e, %{type: type}, a, b) when is_integer_type(type),
     do: Integers.remainder(e, operand(e, a, type), operand(e, b, type))
@@ -41,6 +59,12 @@ defmodule Emily.Lowering.Elementwise do
   end
 
   ## Bits
+
+  # What comes in from the left is zero for an unsigned number, whatever the result's type.
+  def right_shift(e, %{type: {:s, 64} = type}, %{type: {:u, 64}} = a, b) do
+    amount = operand(e, b, {:u, 64})
+    astype(e, emit(e, :right_shift, [Emitter.input(e, a), amount]), type)
+  end
 
   for name <- [:bitwise_and, :bitwise_or, :bitwise_xor, :left_shift, :right_shift] do
     def unquote(name)(e, out, a, b), do: binary(e, unquote(name), out, a, b)
@@ -109,6 +133,12 @@ defmodule Emily.Lowering.Elementwise do
     if out.shape in shapes,
       do: chosen,
       else: Shape.broadcast_to(e, chosen, nil, out.shape)
+  end
+
+  def clip(e, %{type: {:s, 64} = type}, %{type: {:u, 64}} = tensor, min, max) do
+    [x, least, greatest] = Enum.map([tensor, min, max], &operand(e, &1, type))
+    raised = emit(e, :where, [compare(e, :less, tensor, min), least, x])
+    emit(e, :where, [compare(e, :greater, tensor, max), greatest, raised])
   end
 
   def clip(e, %{type: type}, tensor, min, max) do

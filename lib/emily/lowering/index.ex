@@ -2,8 +2,8 @@ defmodule Emily.Lowering.Index do
   @moduledoc false
 
   # Parts of tensors, by numbers or by tensors of indices. A part that would reach beyond the tensor
-  # is moved inside, as Nx asks; single indices out of range are clamped when read and dropped
-  # when written, which the ops do.
+  # is moved inside, as Nx asks. Single indices out of range are dropped when written and clamped when
+  # read, where those from the axis' negative size on count from its end.
 
   import Emily.Emitter, only: [emit: 3]
   import Emily.Lowering.Type, only: [astype: 3, operand: 3]
@@ -163,9 +163,16 @@ defmodule Emily.Lowering.Index do
     shaped =
       Shape.reshape_to(e, operand(e, updates, type), updates.shape, List.to_tuple([count | slot]))
 
-    inputs = [operand(e, target, type)] ++ columns(e, indices) ++ [shaped]
+    inputs =
+      [operand(e, target, type)] ++
+        Enum.map(columns(e, indices), &unsigned(e, &1, indices.type)) ++ [shaped]
+
     emit(e, {op, %{axes: axes}}, inputs)
   end
+
+  # MLX counts a negative index from the end. As an unsigned number it is out of range, and dropped.
+  defp unsigned(_e, handle, {:u, _}), do: handle
+  defp unsigned(e, handle, {:s, bits}), do: astype(e, handle, {:u, max(bits, 32)})
 
   # The index tensor of each axis: the columns of the last axis.
   defp columns(e, %{shape: shape} = indices) do

@@ -7,6 +7,8 @@ defmodule Emily.Lowering.Integers do
   import Emily.Emitter, only: [emit: 3, scalar: 3]
   import Emily.Lowering.Type, only: [astype: 3, cast: 4]
 
+  alias Emily.Lowering.Narrow
+
   @doc "The remainder of truncated division, with the dividend's sign; the dividend for divisor 0."
   def remainder(e, a, b) do
     emit(e, :subtract, [a, emit(e, :multiply, [b, emit(e, :quotient, [a, b])])])
@@ -27,6 +29,38 @@ defmodule Emily.Lowering.Integers do
     end
   end
 
+  @doc """
+  The quotient of a u64 and a signed integer, truncated, by value: that of the magnitudes with the
+  product of the signs, wrapped into s64.
+  """
+  def mixed_quotient(e, a, type_a, b, type_b) do
+    {x, negative_a} = magnitude(e, a, type_a)
+    {y, negative_b} = magnitude(e, b, type_b)
+    quotient = astype(e, emit(e, :quotient, [x, y]), {:s, 64})
+    signed(e, quotient, negative_a || negative_b)
+  end
+
+  @doc "Likewise the remainder, with the dividend's sign."
+  def mixed_remainder(e, a, type_a, b, type_b) do
+    {x, negative} = magnitude(e, a, type_a)
+    {y, _} = magnitude(e, b, type_b)
+    signed(e, astype(e, remainder(e, x, y), {:s, 64}), negative)
+  end
+
+  defp magnitude(_e, handle, {:u, _}), do: {handle, nil}
+
+  # The magnitude of the least number wraps to itself, whose bits are the right unsigned ones.
+  defp magnitude(e, handle, type) do
+    wide = cast(e, handle, type, {:s, 64})
+    negative = emit(e, :less, [wide, scalar(e, 0, {:s, 64})])
+    {astype(e, emit(e, :abs, [wide]), {:u, 64}), negative}
+  end
+
+  defp signed(_e, handle, nil), do: handle
+
+  defp signed(e, handle, negative),
+    do: emit(e, :where, [negative, emit(e, :negative, [handle]), handle])
+
   @doc "The number of ones in each integer's bits."
   def population_count(e, handle, type, out) do
     unsigned = {:u, elem(type, 1)}
@@ -46,7 +80,8 @@ defmodule Emily.Lowering.Integers do
         emit(e, :bitwise_or, [x, shift_right(e, x, shift, unsigned)])
       end)
 
-    count = ones(e, emit(e, :bitwise_invert, [smeared]), unsigned)
+    zeros = Narrow.settle(e, emit(e, :bitwise_invert, [smeared]), unsigned)
+    count = ones(e, zeros, unsigned)
     cast(e, count, unsigned, out)
   end
 
@@ -72,5 +107,5 @@ defmodule Emily.Lowering.Integers do
   defp shift_right(e, x, by, type), do: emit(e, :right_shift, [x, scalar(e, by, type)])
 
   defp as_unsigned(_e, handle, {:u, _}), do: handle
-  defp as_unsigned(e, handle, {:s, bits}), do: astype(e, handle, {:u, bits})
+  defp as_unsigned(e, handle, {:s, bits} = type), do: cast(e, handle, type, {:u, bits})
 end

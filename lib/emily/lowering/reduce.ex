@@ -6,7 +6,7 @@ defmodule Emily.Lowering.Reduce do
   import Emily.Emitter, only: [emit: 3, scalar: 3]
 
   import Emily.Lowering.Type,
-    only: [astype: 3, from_pred: 3, is_half: 1, is_integer_type: 1, operand: 3, wide: 1]
+    only: [astype: 3, from_pred: 3, is_small_float: 1, is_integer_type: 1, operand: 3, wide: 1]
 
   alias Emily.Emitter
   alias Emily.Lowering.{Monoid, Shape}
@@ -15,7 +15,7 @@ defmodule Emily.Lowering.Reduce do
 
   # MLX adds the half types in themselves: 4096 ones in bf16 are 256.
   for {name, op} <- [sum: :sum, product: :prod] do
-    def unquote(name)(e, %{type: type}, tensor, opts) when is_half(type) do
+    def unquote(name)(e, %{type: type}, tensor, opts) when is_small_float(type) do
       wide = wide(type)
       total = emit(e, {unquote(op), axes(tensor, opts)}, [operand(e, tensor, wide)])
       astype(e, total, type)

@@ -6,7 +6,7 @@ defmodule Emily.Lowering.Special do
   # handles; without a type they are for f64.
 
   import Emily.Emitter, only: [emit: 3, scalar: 3]
-  import Emily.Lowering.Type, only: [astype: 3, is_half: 1]
+  import Emily.Lowering.Type, only: [astype: 3, is_small_float: 1]
 
   @f64 {:f, 64}
 
@@ -205,7 +205,7 @@ defmodule Emily.Lowering.Special do
     emit(e, :where, [emit(e, :isnan, [x]), x, value])
   end
 
-  def erfc(e, x, type) when is_half(type) do
+  def erfc(e, x, type) when is_small_float(type) do
     e |> erfc(astype(e, x, {:f, 32}), {:f, 32}) |> then(&astype(e, &1, type))
   end
 
@@ -263,7 +263,7 @@ defmodule Emily.Lowering.Special do
   @doc "The cube root; of a negative number the negative one."
   def cbrt(e, x, {:c, _} = type), do: emit(e, :power, [x, scalar(e, 1 / 3, type)])
 
-  def cbrt(e, x, type) when is_half(type) do
+  def cbrt(e, x, type) when is_small_float(type) do
     e |> cbrt(astype(e, x, {:f, 32}), {:f, 32}) |> then(&astype(e, &1, type))
   end
 

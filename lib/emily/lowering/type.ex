@@ -6,7 +6,10 @@ defmodule Emily.Lowering.Type do
 
   import Emily.Emitter, only: [emit: 3, scalar: 3]
 
+  import Emily.Lowering.Narrow, only: [is_narrow: 1]
+
   alias Emily.Emitter
+  alias Emily.Lowering.Narrow
   alias Nx.Tensor, as: T
 
   require Nx.Shared
@@ -26,9 +29,12 @@ defmodule Emily.Lowering.Type do
     c: 64
   ]
 
-  defguard is_half(type) when type in [{:f, 16}, {:bf, 16}]
+  defguardp is_half(type) when type in [{:f, 16}, {:bf, 16}]
+
+  defguard is_small_float(type)
+           when type in [{:f, 16}, {:bf, 16}, {:f, 8}, {:f8_e4m3fn, 8}]
+
   defguard is_integer_type(type) when elem(type, 0) in [:s, :u]
-  defguard is_real_float(type) when elem(type, 0) in [:f, :bf]
 
   @doc "Returns the type, or raises `ArgumentError` for one that MLX lacks on the emitter's device."
   def check!(e, type)
@@ -36,6 +42,8 @@ defmodule Emily.Lowering.Type do
   for type <- @everywhere do
     def check!(_e, unquote(type)), do: unquote(type)
   end
+
+  def check!(_e, type) when is_narrow(type), do: type
 
   def check!(e, {:f, 64} = type) do
     if Emitter.device(e) == :gpu do
@@ -49,12 +57,12 @@ defmodule Emily.Lowering.Type do
 
   def check!(_e, type) do
     raise ArgumentError,
-          "unsupported dtype #{inspect(type)}, expected one of those that MLX has: u8 to u64, " <>
-            "s8 to s64, f16, bf16, f32, c64, and f64 on a CPU stream"
+          "unsupported dtype #{inspect(type)}, expected one of u2 to u64, s2 to s64, f8, " <>
+            "f8_e4m3fn, f16, bf16, f32, c64, and f64 on a CPU stream"
   end
 
   @doc "The bytes of one element, as Nx itself writes them."
-  def number_to_binary(number, {:f, size} = type) when is_float(number) and size < 64 do
+  def number_to_binary(number, {:f, size} = type) when is_float(number) and size in [16, 32] do
     # Erlang refuses to write a float that the type cannot hold.
     largest = if size == 16, do: 65_504.0, else: 3.4028234663852886e38
 
@@ -81,7 +89,7 @@ defmodule Emily.Lowering.Type do
 
   def cast(e, handle, from, to) do
     check!(e, to)
-    convert(e, handle, from, to)
+    Narrow.settle(e, convert(e, handle, Narrow.storage(from), to), to)
   end
 
   defp convert(e, handle, {:c, _}, {:c, _} = to), do: astype(e, handle, to)
@@ -95,12 +103,28 @@ defmodule Emily.Lowering.Type do
   defp convert(e, handle, {:f, _} = from, {_, 64} = to) when is_integer_type(to),
     do: saturate(e, handle, from, to)
 
-  # C++ leaves a float beyond the integer's range undefined, and MLX's vectorised and scalar loops
-  # differ in it. Through s64 the low bits are the same on every path, and those of NaN are zero.
-  defp convert(e, handle, {:f, _}, to) when is_integer_type(to) do
-    narrow = e |> astype(handle, {:s, 64}) |> then(&astype(e, &1, to))
-    low = emit(e, :where, [emit(e, :isneginf, [handle]), limit(e, :min, to), narrow])
-    emit(e, :where, [emit(e, :isposinf, [handle]), limit(e, :max, to), low])
+  # C++ leaves the cast of a NaN and of a float beyond the integer's range undefined. What processors
+  # do with them is either Nx's result or the least number, whose low bits are zero: in types of
+  # fewer bits only infinities are left to mend, and so much that is finite wraps.
+  defp convert(e, handle, {:f, _} = from, {:s, 32} = to) do
+    value = astype(e, handle, to)
+    above = emit(e, :greater_equal, [handle, scalar(e, 2_147_483_648.0, from)])
+    value = emit(e, :where, [above, limit(e, :max, to), value])
+    emit(e, :where, [emit(e, :isnan, [handle]), scalar(e, 0, to), value])
+  end
+
+  defp convert(e, handle, {:f, _} = from, {kind, bits} = to) when is_integer_type(to) do
+    wide = if bits == 32, do: {:s, 64}, else: {:s, 32}
+    value = e |> astype(handle, wide) |> then(&astype(e, &1, to))
+    infinite = emit(e, :equal, [handle, scalar(e, :infinity, from)])
+    value = emit(e, :where, [infinite, limit(e, :max, to), value])
+
+    if kind == :u do
+      value
+    else
+      infinite = emit(e, :equal, [handle, scalar(e, :neg_infinity, from)])
+      emit(e, :where, [infinite, limit(e, :min, to), value])
+    end
   end
 
   defp convert(e, handle, _from, to), do: astype(e, handle, to)
@@ -137,16 +161,14 @@ defmodule Emily.Lowering.Type do
   def limit(e, :min, type), do: Emitter.constant(e, Nx.Type.min_finite_binary(type), [], type)
   def limit(e, :max, type), do: Emitter.constant(e, Nx.Type.max_finite_binary(type), [], type)
 
-  @doc "MLX's own conversion."
-  def astype(e, handle, type), do: emit(e, {:astype, %{dtype: type}}, [handle])
+  @doc "MLX's own conversion, to the type that holds a type."
+  def astype(e, handle, type),
+    do: emit(e, {:astype, %{dtype: Narrow.storage(type)}}, [handle])
 
   @doc "A comparison's result as an Nx type."
   def from_pred(e, handle, type), do: astype(e, handle, type)
 
-  @doc """
-  The type in which to accumulate or to solve: MLX accumulates the half types in themselves, and
-  LAPACK has none of them.
-  """
-  def wide(type) when is_half(type), do: {:f, 32}
+  @doc "The type in which to accumulate: MLX accumulates the small floats in themselves."
+  def wide(type) when is_small_float(type), do: {:f, 32}
   def wide(type), do: type
 end

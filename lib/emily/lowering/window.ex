@@ -4,7 +4,7 @@ defmodule Emily.Lowering.Window do
   # Reductions of sliding windows; padding counts as the reduction's neutral element.
 
   import Emily.Emitter, only: [emit: 3]
-  import Emily.Lowering.Type, only: [astype: 3, is_half: 1, operand: 3]
+  import Emily.Lowering.Type, only: [astype: 3, is_small_float: 1, operand: 3]
 
   alias Emily.Emitter
   alias Emily.Lowering.{Monoid, Shape}
@@ -15,7 +15,8 @@ defmodule Emily.Lowering.Window do
   def window_product(e, out, tensor, window, opts),
     do: accumulate(e, :window_product, 1, out, tensor, window, opts)
 
-  defp accumulate(e, op, neutral, %{type: type}, tensor, window, opts) when is_half(type) do
+  defp accumulate(e, op, neutral, %{type: type}, tensor, window, opts)
+       when is_small_float(type) do
     wide = {:f, 32}
     start = Emitter.scalar(e, neutral, wide)
     astype(e, run(e, op, operand(e, tensor, wide), tensor.shape, start, window, opts), type)

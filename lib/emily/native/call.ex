@@ -17,6 +17,11 @@ defmodule Emily.Native.Call do
       tensor when is_reference(tensor) ->
         tensor
 
+      # Much was built, and what this process has dropped is not seen by its own garbage collector.
+      {:collect, tensor} ->
+        :erlang.garbage_collect()
+        tensor
+
       {:elsewhere, tensors} ->
         make_ready(worker, tensors)
         apply(worker, op, inputs)

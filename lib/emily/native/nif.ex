@@ -55,6 +55,8 @@ defmodule Emily.Native.Nif do
   def memory_reset_peak, do: missing()
   def memory_clear_cache, do: missing()
   def memory_set_limit(_limit, _bytes), do: missing()
+  def memory_limit, do: missing()
+  def memory_collect_above(_bytes), do: missing()
   def flush, do: missing()
 
   defp missing, do: :erlang.nif_error(:nif_not_loaded)

@@ -1,8 +1,8 @@
 defmodule Emily.Stream.Default do
   @moduledoc false
-  # Owns the default workers, one for each device in use, so that they live as long as the application
-  # and are replaced when somebody closes one. Processes find them in :persistent_term: a look-up
-  # that copies nothing and asks nobody.
+  # The default workers, one for each device in use. They are in :persistent_term, where a look-up copies
+  # nothing and asks nobody, and where they survive this process: it only sees to it that of several
+  # processes that find none one makes one, and that a closed one is replaced.
 
   use GenServer
   require Logger
@@ -10,6 +10,7 @@ defmodule Emily.Stream.Default do
   alias Emily.Native.{Call, Nif}
 
   @queue_limit 8192
+  @names [:cpu, :gpu, :preferred]
 
   def start_link(_options), do: GenServer.start_link(__MODULE__, nil, name: __MODULE__)
 
@@ -17,14 +18,16 @@ defmodule Emily.Stream.Default do
   The default worker of a device; `:preferred` is the GPU where there is one, and `:gpu` asks for it.
   """
   def worker(device) do
-    case :persistent_term.get({__MODULE__, device}, nil) do
-      nil -> start(device)
-      worker -> worker
-    end
+    installed(device) || start(device)
   end
 
-  @doc "Replaces default workers that were closed."
-  def renew, do: GenServer.call(__MODULE__, :renew)
+  @doc "Lets the next process that looks for a default worker make one, if this one was closed."
+  def closed(worker) do
+    if Enum.any?(@names, &(installed(&1) == worker)), do: ask(:forget_closed), else: :ok
+  end
+
+  @doc "Forgets the default workers: each ends when the last process that computes on it has done so."
+  def forget, do: Enum.each(@names, &:persistent_term.erase({__MODULE__, &1}))
 
   @doc "Starts a worker that the caller owns."
   def start_worker(device) do
@@ -33,34 +36,33 @@ defmodule Emily.Stream.Default do
   end
 
   @impl true
-  def init(nil), do: {:ok, %{}}
+  def init(nil), do: {:ok, nil}
 
   @impl true
-  def handle_call({:worker, device}, _from, workers) do
-    # Of several processes that found none, the first has made one.
-    case workers do
-      %{^device => worker} ->
-        {:reply, {:ok, worker}, workers}
+  def handle_call({:worker, device}, _from, state) do
+    {:reply, {:ok, installed(device) || install(device)}, state}
+  rescue
+    error -> {:reply, {:error, error}, state}
+  end
 
-      %{} ->
-        try do
-          worker = same_device(workers, device) || start_worker(device)
-          :persistent_term.put({__MODULE__, device}, worker)
-          {:reply, {:ok, worker}, Map.put(workers, device, worker)}
-        rescue
-          error -> {:reply, {:error, error}, workers}
-        end
+  def handle_call(:forget_closed, _from, state) do
+    for name <- @names, worker = installed(name), not open?(worker) do
+      :persistent_term.erase({__MODULE__, name})
     end
+
+    {:reply, :ok, state}
   end
 
-  def handle_call(:renew, _from, workers) do
-    {open, closed} = Enum.split_with(workers, fn {_device, worker} -> open?(worker) end)
-    for {device, _worker} <- closed, do: :persistent_term.erase({__MODULE__, device})
-    {:reply, :ok, Map.new(open)}
+  defp installed(device), do: :persistent_term.get({__MODULE__, device}, nil)
+
+  defp install(device) do
+    worker = same_device(device) || start_worker(device)
+    :persistent_term.put({__MODULE__, device}, worker)
+    worker
   end
 
-  defp start(device) when device in [:cpu, :gpu, :preferred] do
-    case GenServer.call(__MODULE__, {:worker, device}) do
+  defp start(device) when device in @names do
+    case ask({:worker, device}) do
       {:ok, worker} -> worker
       {:error, error} -> raise error
     end
@@ -68,17 +70,24 @@ defmodule Emily.Stream.Default do
 
   defp start(device), do: present!(device)
 
+  defp ask(question) do
+    GenServer.call(__MODULE__, question)
+  catch
+    :exit, {:noproc, _call} -> raise RuntimeError, "the application :emily is not started"
+  end
+
   # Several names may mean one device, which has one default worker.
-  defp same_device(workers, device) do
+  defp same_device(device) do
     real = present!(device)
 
-    Enum.find_value(workers, fn {_name, worker} ->
-      open?(worker) and Emily.Stream.device(worker) == real and worker
+    Enum.find_value(@names, fn name ->
+      worker = installed(name)
+      worker && open?(worker) && Emily.Stream.device(worker) == real && worker
     end)
   end
 
   defp open?(worker) do
-    {_device, _depth, open, _slot} = Call.now(Nif.worker_info(worker))
+    {_device, _depth, open, _bytes} = Call.now(Nif.worker_info(worker))
     open
   end
 

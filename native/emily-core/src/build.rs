@@ -130,8 +130,9 @@ impl Arrays {
         let count = unsafe { mlx_sys::mlx_vector_array_size(self.0) };
         (0..count)
             .map(|index| {
-                // SAFETY: an empty handle, filled by a get inside the vector's bounds.
+                // SAFETY: makes an empty handle.
                 let mut made = unsafe { mlx_sys::mlx_array_new() };
+                // SAFETY: both handles are live and the index is inside the vector.
                 let status = unsafe { mlx_sys::mlx_vector_array_get(&mut made, self.0, index) };
                 // SAFETY: the handle is ours alone.
                 let array = unsafe { Array::from_ptr(made) };

@@ -3,7 +3,7 @@
 //! A [`slot::Slot`] of the pool has the MLX streams; a [`worker::Worker`] is the thread that holds a
 //! slot and evaluates there. A [`tensor::Tensor`] is an MLX array that knows its home slot and whether
 //! it is ready. An [`op::Op`] builds a lazy tensor on whatever thread asks; a job queued on a worker
-//! evaluates it and owes a [`reply::Reply`].
+//! evaluates it and owes a [`reply::Reply`]. A [`program::Program`] is many ops that one job replays.
 
 #[cfg(target_os = "linux")]
 mod blas;
@@ -17,9 +17,11 @@ mod load;
 pub mod memory;
 mod mlx;
 pub mod op;
+pub mod program;
 pub mod queue;
 pub mod reaper;
 pub mod reply;
+mod risk;
 pub mod slot;
 pub mod tensor;
 pub mod worker;

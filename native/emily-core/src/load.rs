@@ -1,16 +1,20 @@
 //! Reading checkpoints: GGUF, safetensors and npy.
 
-use crate::build::Build;
-use crate::device::Device;
+use crate::build::{Build, Describe};
 use crate::error::{Error, Result};
 use crate::mlx;
-use crate::slot::Slot;
+use crate::risk::Risks;
+use crate::slot::Home;
 use crate::tensor::{evaluate, Tensor};
 use mlx_rs::Array;
 use mlx_sys::{mlx_io_gguf, mlx_vector_string};
 use std::ffi::{c_char, c_int, CStr, CString};
+use std::fs::File;
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
+
+mod check;
 
 const OP: &str = "Load";
 
@@ -39,12 +43,15 @@ pub enum Metadata {
 ///
 /// # Errors
 /// [`Error::Argument`] for another extension, [`Error::File`] for what cannot be read.
-pub(crate) fn load(path: &str, home: &Arc<Slot>, device: Device) -> Result<Loaded> {
+pub(crate) fn load(path: &str, home: &Arc<Home>) -> Result<Loaded> {
     let extension = Path::new(path).extension().and_then(|e| e.to_str()).unwrap_or_default();
-    let read = match extension {
-        "gguf" => gguf,
-        "safetensors" => safetensors,
-        "npy" => npy,
+    type Check = fn(File) -> io::Result<()>;
+    type Read = fn(&CStr, &Arc<Home>) -> Result<Loaded>;
+    let (check, read): (Check, Read) = match extension {
+        "gguf" => (check::gguf, gguf),
+        // MLX's reader checks the header itself, but for the sizes.
+        "safetensors" => (|_| Ok(()), safetensors),
+        "npy" => (check::npy, npy),
         _ => {
             return Err(Error::Argument {
                 op: OP,
@@ -56,24 +63,24 @@ pub(crate) fn load(path: &str, home: &Arc<Slot>, device: Device) -> Result<Loade
     };
     let unreadable = |reason: String| Error::File { path: path.to_owned(), reason };
     // MLX's own message for a missing file does not say so.
-    std::fs::File::open(path).map_err(|e| unreadable(e.to_string()))?;
+    File::open(path).and_then(check).map_err(|e| unreadable(e.to_string()))?;
     let name = CString::new(path).map_err(|e| unreadable(e.to_string()))?;
-    read(&name, home, device).map_err(|error| match error {
+    read(&name, home).map_err(|error| match error {
         Error::Mlx { message, .. } | Error::MlxArgument { message, .. } => unreadable(message),
         other => other,
     })
 }
 
-fn npy(path: &CStr, home: &Arc<Slot>, device: Device) -> Result<Loaded> {
+fn npy(path: &CStr, home: &Arc<Home>) -> Result<Loaded> {
     // SAFETY: the path is NUL-terminated. Files are read on the CPU: a GPU stream cannot.
-    let array = on_cpu(home, device)
-        .array(OP, |res, s| unsafe { mlx_sys::mlx_load(res, path.as_ptr(), s) })?;
-    let tensor = Tensor::lazy(array, home, device);
+    let array =
+        on_cpu(home).array(OP, |res, s| unsafe { mlx_sys::mlx_load(res, path.as_ptr(), s) })?;
+    let tensor = Tensor::lazy(array, home, Risks::one());
     Ok(Loaded { tensors: vec![("array".into(), tensor)], metadata: Vec::new() })
 }
 
-fn safetensors(path: &CStr, home: &Arc<Slot>, device: Device) -> Result<Loaded> {
-    let build = on_cpu(home, device);
+fn safetensors(path: &CStr, home: &Arc<Home>) -> Result<Loaded> {
+    let build = on_cpu(home);
     build.set_default();
     let mut arrays = ArrayMap::new();
     let mut texts = TextMap::new();
@@ -84,14 +91,18 @@ fn safetensors(path: &CStr, home: &Arc<Slot>, device: Device) -> Result<Loaded> 
     let tensors = arrays
         .entries()?
         .into_iter()
-        .map(|(name, array)| (name, Tensor::lazy(array, home, device)))
-        .collect();
+        .map(|(name, array)| {
+            check::shape(array.shape_of())
+                .map_err(|e| Error::Mlx { op: OP, message: format!("{name}: {e}") })?;
+            Ok((name, Tensor::lazy(array, home, Risks::one())))
+        })
+        .collect::<Result<_>>()?;
     let metadata = texts.entries()?.into_iter().map(|(name, text)| (name, Metadata::Text(text)));
     Ok(Loaded { tensors, metadata: metadata.collect() })
 }
 
-fn gguf(path: &CStr, home: &Arc<Slot>, device: Device) -> Result<Loaded> {
-    let build = on_cpu(home, device);
+fn gguf(path: &CStr, home: &Arc<Home>) -> Result<Loaded> {
+    let build = on_cpu(home);
     build.set_default();
     // SAFETY: makes an empty object.
     let mut file = Gguf(unsafe { mlx_sys::mlx_io_gguf_new() });
@@ -109,18 +120,16 @@ fn gguf(path: &CStr, home: &Arc<Slot>, device: Device) -> Result<Loaded> {
     let metadata = file
         .names(mlx_sys::emily_gguf_metadata_keys)?
         .into_iter()
-        .map(|name| file.metadata(&name, device).map(|value| (text(&name), value)))
+        .map(|name| file.metadata(&name, home).map(|value| (text(&name), value)))
         .collect::<Result<Vec<_>>>()?;
-    let tensors = arrays
-        .into_iter()
-        .map(|(name, array)| (text(&name), Tensor::ready(array, device)))
-        .collect();
+    let tensors =
+        arrays.into_iter().map(|(name, array)| (text(&name), Tensor::ready(array, home))).collect();
     Ok(Loaded { tensors, metadata })
 }
 
 /// The streams of a slot with every node on the CPU.
-fn on_cpu(home: &Arc<Slot>, device: Device) -> Build {
-    home.build(device).on_cpu()
+fn on_cpu(home: &Arc<Home>) -> Build {
+    home.build().on_cpu()
 }
 
 fn text(name: &CStr) -> String {
@@ -155,7 +164,7 @@ impl Gguf {
         mlx::check(OP, status).map(|()| array)
     }
 
-    fn metadata(&self, name: &CStr, device: Device) -> Result<Metadata> {
+    fn metadata(&self, name: &CStr, home: &Arc<Home>) -> Result<Metadata> {
         if self.has(name, mlx_sys::mlx_io_gguf_has_metadata_string)? {
             // SAFETY: an empty string, which the call fills; freed below.
             let mut value = unsafe { mlx_sys::mlx_string_new() };
@@ -183,7 +192,7 @@ impl Gguf {
         } else {
             let array = self.array(name, mlx_sys::mlx_io_gguf_get_metadata_array)?;
             evaluate(OP, [&array])?;
-            Ok(Metadata::Numbers(Tensor::ready(array, device)))
+            Ok(Metadata::Numbers(Tensor::ready(array, home)))
         }
     }
 

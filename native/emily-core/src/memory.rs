@@ -2,6 +2,7 @@
 
 use crate::error::Result;
 use crate::mlx;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Bytes that MLX holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,4 +78,46 @@ pub fn set_limit(limit: Limit, bytes: usize) -> Result<usize> {
     let mut before = 0;
     // SAFETY: each of these functions writes one size.
     mlx::check("Memory", unsafe { set(&mut before, bytes) }).map(|()| before)
+}
+
+/// The memory limit in bytes.
+///
+/// # Errors
+/// MLX's reason.
+pub fn limit() -> Result<usize> {
+    mlx::install_error_handler();
+    let mut bytes = 0;
+    // SAFETY: writes one size.
+    mlx::check("Memory", unsafe { mlx_sys::mlx_get_memory_limit(&mut bytes) }).map(|()| bytes)
+}
+
+/// Tensors up to this size do not count: there would have to be very many.
+const SMALL: usize = 1 << 12;
+
+/// Bytes built since somebody was last told to collect.
+static BUILT: AtomicUsize = AtomicUsize::new(0);
+
+/// Active bytes below which nobody is told to collect.
+static COLLECT_ABOVE: AtomicUsize = AtomicUsize::new(usize::MAX);
+
+/// Sets the active bytes from which on processes are told to collect garbage.
+pub fn set_collect_above(bytes: usize) {
+    COLLECT_ABOVE.store(bytes, Ordering::Relaxed);
+}
+
+/// Whether a caller that has built a tensor of so many bytes should collect its garbage.
+///
+/// The BEAM sees a few words where MLX holds megabytes, and would not collect. Whoever builds the tensor
+/// with which a quarter of the budget has been built since the last time is told, if more than the
+/// budget is active: as a rule one that builds much, and so drops much.
+pub fn should_collect(bytes: usize) -> bool {
+    if bytes <= SMALL {
+        return false;
+    }
+    let budget = COLLECT_ABOVE.load(Ordering::Relaxed);
+    if BUILT.fetch_add(bytes, Ordering::Relaxed) < budget / 4 {
+        return false;
+    }
+    BUILT.store(0, Ordering::Relaxed);
+    stats().is_ok_and(|stats| stats.active > budget)
 }

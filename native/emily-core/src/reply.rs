@@ -3,6 +3,7 @@
 use crate::error::{Error, Result};
 use crate::load::Loaded;
 use crate::tensor::{Bytes, Tensor};
+use std::panic::{catch_unwind, AssertUnwindSafe};
 
 /// What a job answers with.
 #[derive(Debug)]
@@ -17,7 +18,7 @@ pub enum Value {
     Loaded(Loaded),
 }
 
-/// Where an answer goes.
+/// Where an answer goes. A panic of one costs its own answer, never the worker that gives it.
 pub trait Recipient: Send {
     /// Whether anybody waits for the answer. Asked before the work is begun: the caller may have died
     /// or given up.
@@ -39,26 +40,32 @@ impl Reply {
 
     /// Whether anybody waits for the answer.
     pub fn is_wanted(&self) -> bool {
-        self.0.as_ref().is_some_and(|recipient| recipient.is_waiting())
+        let waits = |recipient: &dyn Recipient| {
+            catch_unwind(AssertUnwindSafe(|| recipient.is_waiting())).unwrap_or(false)
+        };
+        self.0.as_deref().is_some_and(waits)
     }
 
     /// Answers.
     pub fn send(mut self, answer: Result<Value>) {
-        if let Some(recipient) = self.0.take() {
-            recipient.deliver(answer);
-        }
+        self.deliver(answer);
     }
 
     /// Gives the duty up without an answer: the caller was told in another way.
     pub fn forget(mut self) {
         self.0 = None;
     }
+
+    fn deliver(&mut self, answer: Result<Value>) {
+        if let Some(recipient) = self.0.take() {
+            // A reply is also dropped while a job's panic unwinds, where another panic would abort.
+            let _ = catch_unwind(AssertUnwindSafe(|| recipient.deliver(answer)));
+        }
+    }
 }
 
 impl Drop for Reply {
     fn drop(&mut self) {
-        if let Some(recipient) = self.0.take() {
-            recipient.deliver(Err(Error::Stopped));
-        }
+        self.deliver(Err(Error::Stopped));
     }
 }

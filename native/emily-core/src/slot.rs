@@ -10,9 +10,11 @@ use crate::error::{Error, Result};
 use crate::mlx;
 use crate::worker::Worker;
 use mlx_sys::mlx_stream;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{
     Arc, Condvar, Mutex, MutexGuard, OnceLock, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak,
 };
+use std::time::{Duration, Instant};
 
 /// Slots that are made at a time: making some excludes every running evaluation.
 const BATCH: usize = 16;
@@ -20,6 +22,11 @@ const BATCH: usize = 16;
 /// The most slots. Metal refuses streams somewhere above 600, and each slot that has computed on the
 /// CPU keeps a thread.
 const MOST: usize = 512;
+
+/// How long a new worker waits for the slot of one that is ending, which comes within microseconds
+/// unless a long job still runs. Otherwise each burst of short lives would warm more slots, and a
+/// slot that has computed on the CPU keeps a thread.
+const PATIENCE: Duration = Duration::from_millis(10);
 
 /// MLX looks streams up without a lock while it evaluates. Evaluations hold this gate for reading,
 /// and making a stream holds it for writing.
@@ -96,8 +103,58 @@ impl Slot {
         }
     }
 
+    /// Whether it is still held by a worker that takes no more jobs.
+    fn is_ending(&self) -> bool {
+        match &*self.occupancy() {
+            Occupancy::Leased(Some(worker)) => !worker.upgrade().is_some_and(|w| w.is_open()),
+            _ => false,
+        }
+    }
+
     fn occupancy(&self) -> MutexGuard<'_, Occupancy> {
         self.occupancy.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+/// A worker's time in a slot: what its tensors remember.
+pub struct Home {
+    slot: Arc<Slot>,
+    device: Device,
+    /// Of the tensors that were made here and live.
+    bytes: AtomicUsize,
+}
+
+impl Home {
+    pub(crate) fn new(slot: &Arc<Slot>, device: Device) -> Self {
+        Home { slot: Arc::clone(slot), device, bytes: AtomicUsize::new(0) }
+    }
+
+    /// The slot.
+    pub fn slot(&self) -> &Arc<Slot> {
+        &self.slot
+    }
+
+    /// The device that is computed on.
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
+    /// How nodes are built here.
+    pub fn build(&self) -> Build {
+        self.slot.build(self.device)
+    }
+
+    /// Bytes of the tensors that were made here and live, computed or not.
+    pub fn bytes(&self) -> usize {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn add(&self, bytes: usize) {
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub(crate) fn remove(&self, bytes: usize) {
+        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
 }
 
@@ -108,19 +165,29 @@ impl Lease {
     /// Makes the first slots.
     pub(crate) fn prepare() -> Result<()> {
         let mut pool = pool();
-        if pool.made == 0 {
+        if pool.all.is_empty() {
             pool.grow()?;
         }
         Ok(())
     }
 
-    /// Leases a free slot, making more where none is free.
+    /// Leases a slot: one that has run and is free, or is about to be; otherwise a fresh one, making
+    /// more where there is none.
     pub(crate) fn take() -> Result<Lease> {
         let mut pool = pool();
-        if pool.free.is_empty() {
+        let deadline = Instant::now() + PATIENCE;
+        while pool.warm.is_empty() && pool.all.iter().any(|slot| slot.is_ending()) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            let waited = FREED.wait_timeout(pool, left);
+            pool = waited.unwrap_or_else(|poisoned| poisoned.into_inner()).0;
+        }
+        if pool.warm.is_empty() && pool.fresh.is_empty() {
             pool.grow()?;
         }
-        let slot = pool.free.pop().expect("the pool has just grown");
+        let slot = pool.warm.pop().or_else(|| pool.fresh.pop()).expect("the pool has just grown");
         *slot.occupancy() = Occupancy::Leased(None);
         Ok(Lease(slot))
     }
@@ -162,7 +229,8 @@ impl Lease {
     }
 
     fn borrow_free(slot: &Arc<Slot>, pool: &mut Pool) -> Lease {
-        pool.free.retain(|free| free.index != slot.index);
+        // A tensor is at home there, so that it is not fresh.
+        pool.warm.retain(|free| free.index != slot.index);
         *slot.occupancy() = Occupancy::Borrowed;
         Lease(Arc::clone(slot))
     }
@@ -181,36 +249,42 @@ impl Drop for Lease {
     fn drop(&mut self) {
         let mut pool = pool();
         *self.0.occupancy() = Occupancy::Free;
-        pool.free.push(Arc::clone(&self.0));
+        pool.warm.push(Arc::clone(&self.0));
         self.0.freed.notify_all();
+        FREED.notify_all();
     }
 }
 
 /// All slots. Locked before any slot's occupancy.
 #[derive(Default)]
 struct Pool {
-    made: usize,
-    free: Vec<Arc<Slot>>,
+    all: Vec<Arc<Slot>>,
+    /// Free, and leased before.
+    warm: Vec<Arc<Slot>>,
+    /// Never leased: nothing of theirs runs yet.
+    fresh: Vec<Arc<Slot>>,
 }
+
+/// Told whenever any slot becomes free; goes with the pool's lock.
+static FREED: Condvar = Condvar::new();
 
 impl Pool {
     fn grow(&mut self) -> Result<()> {
-        if self.made >= MOST {
+        if self.all.len() >= MOST {
             return Err(Error::NoStream { reason: format!("{MOST} streams are in use") });
         }
         let _alone = GATE.write().unwrap_or_else(|poisoned| poisoned.into_inner());
         for _ in 0..BATCH {
             let gpu = Device::Gpu.is_present().then(|| new_stream(Device::Gpu)).transpose()?;
-            let slot = Slot {
+            let slot = Arc::new(Slot {
                 cpu: new_stream(Device::Cpu)?,
                 gpu,
-                index: self.made,
+                index: self.all.len(),
                 occupancy: Mutex::new(Occupancy::Free),
                 freed: Condvar::new(),
-            };
-            self.made += 1;
-            // Slots are taken from the end: one that has run is warm, and unused ones have no thread.
-            self.free.insert(0, Arc::new(slot));
+            });
+            self.all.push(Arc::clone(&slot));
+            self.fresh.push(slot);
         }
         Ok(())
     }

@@ -11,7 +11,8 @@ use crate::halt;
 use crate::mlx;
 use crate::op::Op;
 use crate::reaper;
-use crate::slot::{self, Slot};
+use crate::risk::Risks;
+use crate::slot::{self, Home, Slot};
 use mlx_rs::Array;
 use parking_lot::RwLock;
 use smallvec::SmallVec;
@@ -30,6 +31,9 @@ struct Weight {
 }
 
 impl Weight {
+    /// An evaluated tensor has no graph.
+    const NOTHING: Weight = Weight { bytes: 0, nodes: 0 };
+
     fn is_light(self) -> bool {
         self.bytes <= FREED_IN_PLACE.bytes && self.nodes <= FREED_IN_PLACE.nodes
     }
@@ -45,11 +49,12 @@ struct Inner {
     shape: Box<[i32]>,
     dtype: Dtype,
     device: Device,
-    /// The slot whose holder evaluates it; ready tensors of no worker have none.
-    home: Option<Arc<Slot>>,
+    /// Where it was made, and where it is evaluated while it is lazy. One made from bytes has none.
+    home: Option<Arc<Home>>,
     ready: AtomicBool,
     /// Of the graph that it was built with.
     graph: Weight,
+    risks: Risks,
 }
 
 struct SharedArray(Array);
@@ -61,40 +66,55 @@ struct SharedArray(Array);
 unsafe impl Sync for SharedArray {}
 
 impl Tensor {
-    /// A tensor of an array just built on a slot's stream.
-    pub(crate) fn lazy(array: Array, home: &Arc<Slot>, device: Device) -> Self {
-        Self::of_graph(array, &[], home, device)
+    /// A tensor of an array just built on a stream of `home`, with its own risks.
+    pub(crate) fn lazy(array: Array, home: &Arc<Home>, risks: Risks) -> Self {
+        Self::of_graph(array, &[], home, risks)
     }
 
     fn of_graph(
         array: Array,
         inputs: &[Option<&Tensor>],
-        home: &Arc<Slot>,
-        device: Device,
+        home: &Arc<Home>,
+        mut risks: Risks,
     ) -> Self {
         let mut graph = Weight { bytes: 0, nodes: 1 };
-        for weight in inputs.iter().flatten().map(|input| input.weight()) {
+        for input in inputs.iter().flatten() {
+            let weight = input.weight();
             graph.bytes = graph.bytes.saturating_add(weight.bytes);
             graph.nodes = graph.nodes.saturating_add(weight.nodes);
+            if weight.nodes > 0 {
+                risks.join(&input.0.risks);
+            }
         }
-        Self::new(array, Some(Arc::clone(home)), device, graph)
+        Self::new(array, Some(home), home.device(), graph, risks)
     }
 
     /// A tensor of an evaluated array.
-    pub(crate) fn ready(array: Array, device: Device) -> Self {
-        Self::new(array, None, device, Weight { bytes: 0, nodes: 0 })
+    pub(crate) fn ready(array: Array, home: &Arc<Home>) -> Self {
+        Self::new(array, Some(home), home.device(), Weight::NOTHING, Risks::default())
     }
 
-    fn new(array: Array, home: Option<Arc<Slot>>, device: Device, graph: Weight) -> Self {
-        Tensor(Arc::new(Inner {
+    fn new(
+        array: Array,
+        home: Option<&Arc<Home>>,
+        device: Device,
+        graph: Weight,
+        risks: Risks,
+    ) -> Self {
+        let tensor = Tensor(Arc::new(Inner {
             shape: array.shape_of().into(),
             dtype: array.dtype_of(),
             array: RwLock::new(Some(SharedArray(array))),
             device,
-            ready: AtomicBool::new(home.is_none()),
-            home,
+            home: home.cloned(),
+            ready: AtomicBool::new(graph.nodes == 0),
             graph,
-        }))
+            risks,
+        }));
+        if let Some(home) = home {
+            home.add(tensor.byte_size());
+        }
+        tensor
     }
 
     /// A ready tensor with a copy of `bytes`, row-major in the host's byte order.
@@ -127,7 +147,8 @@ impl Tensor {
             return Err(mlx::last_error(OP));
         }
         // SAFETY: the handle is new and ours.
-        Ok(Self::ready(unsafe { Array::from_ptr(made) }, device))
+        let array = unsafe { Array::from_ptr(made) };
+        Ok(Self::new(array, None, device, Weight::NOTHING, Risks::default()))
     }
 
     /// A random key from a seed: u32, shape {2}, ready.
@@ -139,32 +160,27 @@ impl Tensor {
         Self::from_bytes(&bytes, &[2], Dtype::Uint32, device)
     }
 
-    /// Builds a single-output op on a slot's stream. Inputs must be ready or at home in that slot;
+    /// Builds a single-output op on a stream of `home`. Inputs must be ready or lazy in the same slot;
     /// see [`Tensor::is_usable_in`].
     ///
     /// # Errors
-    /// The op's own checks, MLX's, and [`Error::Deallocated`].
-    pub fn build(
-        op: &Op,
-        inputs: &[Option<&Tensor>],
-        home: &Arc<Slot>,
-        device: Device,
-    ) -> Result<Self> {
-        with_arrays(op.name(), inputs, |arrays| op.build(&home.build(device), arrays))
-            .map(|array| Self::of_graph(array, inputs, home, device))
+    /// The op's own checks, MLX's, [`Error::Deallocated`], and the error that evaluating an input had.
+    pub fn build(op: &Op, inputs: &[Option<&Tensor>], home: &Arc<Home>) -> Result<Self> {
+        with_arrays(op.name(), inputs, |arrays| op.build(&home.build(), arrays))
+            .map(|array| Self::of_graph(array, inputs, home, Risks::of(op)))
     }
 
     /// Builds an op with several outputs and evaluates them, on the thread that holds the slot.
     pub(crate) fn build_all(
         op: &Op,
         inputs: &[Option<&Tensor>],
-        home: &Arc<Slot>,
-        device: Device,
+        home: &Arc<Home>,
     ) -> Result<Vec<Self>> {
-        let arrays =
-            with_arrays(op.name(), inputs, |arrays| op.build_all(&home.build(device), arrays))?;
-        evaluate(op.name(), arrays.iter())?;
-        Ok(arrays.into_iter().map(|array| Self::ready(array, device)).collect())
+        let arrays = with_arrays(op.name(), inputs, |arrays| op.build_all(&home.build(), arrays))?;
+        let outcome = evaluate(op.name(), arrays.iter());
+        inputs.iter().flatten().for_each(|input| input.0.risks.settle(&outcome));
+        outcome?;
+        Ok(arrays.into_iter().map(|array| Self::ready(array, home)).collect())
     }
 
     /// Sizes of the axes.
@@ -184,7 +200,7 @@ impl Tensor {
 
     /// Bytes of its elements.
     pub fn byte_size(&self) -> usize {
-        self.shape().iter().map(|&size| size as usize).product::<usize>() * self.dtype().size()
+        self.0.byte_size()
     }
 
     fn weight(&self) -> Weight {
@@ -202,10 +218,10 @@ impl Tensor {
 
     /// Whether nodes of a slot may have it as an input: it is ready, or lazy in the same slot.
     pub fn is_usable_in(&self, slot: &Arc<Slot>) -> bool {
-        self.is_ready() || self.home().is_some_and(|home| Arc::ptr_eq(home, slot))
+        self.is_ready() || self.home().is_some_and(|home| Arc::ptr_eq(home.slot(), slot))
     }
 
-    pub(crate) fn home(&self) -> Option<&Arc<Slot>> {
+    pub(crate) fn home(&self) -> Option<&Arc<Home>> {
         self.0.home.as_ref()
     }
 
@@ -216,7 +232,7 @@ impl Tensor {
         let taken = self.0.array.write().take();
         match taken {
             Some(SharedArray(array)) => {
-                drop(array);
+                halt::free(array);
                 true
             }
             None => false,
@@ -228,11 +244,26 @@ impl Tensor {
         let pending: Vec<_> = tensors.iter().filter(|tensor| !tensor.is_ready()).collect();
         let handles: Vec<Array> =
             pending.iter().map(|tensor| tensor.array("Eval", 0)).collect::<Result<_>>()?;
-        evaluate("Eval", handles.iter())?;
-        for tensor in pending {
-            tensor.0.ready.store(true, Ordering::Release);
+        let outcome = evaluate("Eval", handles.iter());
+        pending.iter().for_each(|tensor| tensor.settle(&outcome));
+        outcome
+    }
+
+    /// After an evaluation with this tensor in its graph.
+    fn settle(&self, outcome: &Result<()>) {
+        self.0.risks.settle(outcome);
+        if outcome.is_ok() && !self.is_ready() {
+            self.0.ready.store(true, Ordering::Release);
         }
-        Ok(())
+    }
+
+    /// The error that its evaluation had.
+    fn check_risks(&self) -> Result<()> {
+        if self.is_ready() {
+            Ok(())
+        } else {
+            self.0.risks.check()
+        }
     }
 
     /// Its elements, if that needs no work: it is ready, its elements lie in order and in memory
@@ -253,15 +284,23 @@ impl Tensor {
         const OP: &str = "ToBinary";
         let array = self.array(OP, 0)?;
         let contiguous = crate::op::Op::Contiguous.build(build, &[Some(&array)])?;
-        evaluate(OP, [&contiguous])?;
+        let outcome = evaluate(OP, [&contiguous]);
+        self.settle(&outcome);
+        outcome?;
         Bytes::of(contiguous, self.byte_size())
             .ok_or_else(|| Error::Mlx { op: OP, message: "MLX made no contiguous copy".into() })
+    }
+
+    /// A handle of its own on the array, for a program that is `op`.
+    pub(crate) fn handle(&self, op: &'static str) -> Result<Array> {
+        self.array(op, 0)
     }
 
     /// A handle of its own on the array.
     fn array(&self, op: &'static str, index: usize) -> Result<Array> {
         let guard = self.0.array.read();
         let shared = guard.as_ref().ok_or(Error::Deallocated { op, index })?;
+        self.check_risks()?;
         copy_handle(op, &shared.0)
     }
 }
@@ -272,11 +311,21 @@ impl std::fmt::Debug for Tensor {
     }
 }
 
+impl Inner {
+    fn byte_size(&self) -> usize {
+        self.shape.iter().map(|&size| size as usize).product::<usize>() * self.dtype.size()
+    }
+}
+
 impl Drop for Inner {
     fn drop(&mut self) {
+        let bytes = self.byte_size();
+        if let Some(home) = &self.home {
+            home.remove(bytes);
+        }
         let Some(SharedArray(array)) = self.array.get_mut().take() else { return };
         let weight = if self.ready.load(Ordering::Acquire) {
-            Weight { bytes: array.count() * self.dtype.size(), nodes: 0 }
+            Weight { bytes, nodes: 0 }
         } else {
             self.graph
         };
@@ -350,6 +399,7 @@ fn with_arrays<T>(
     f: impl FnOnce(&[Option<&Array>]) -> Result<T>,
 ) -> Result<T> {
     halt::park_if_halting();
+    inputs.iter().flatten().try_for_each(|tensor| tensor.check_risks())?;
     // Recursive, because an op may take the same tensor twice while somebody waits to deallocate it.
     let guards: SmallVec<[_; 4]> =
         inputs.iter().map(|input| input.map(|tensor| tensor.0.array.read_recursive())).collect();
@@ -366,7 +416,7 @@ fn with_arrays<T>(
     f(&arrays)
 }
 
-fn copy_handle(op: &'static str, array: &Array) -> Result<Array> {
+pub(crate) fn copy_handle(op: &'static str, array: &Array) -> Result<Array> {
     // SAFETY: an empty handle, then a reference-counted copy of a live array into it.
     let mut copy = unsafe { mlx_sys::mlx_array_new() };
     // SAFETY: both handles are live.

@@ -14,10 +14,11 @@ use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::load;
 use crate::op::Op;
+use crate::program::Program;
 use crate::queue::{Jobs, Queue, Refusal};
 use crate::reaper;
 use crate::reply::{Reply, Value};
-use crate::slot::{Lease, Occupied, Slot};
+use crate::slot::{Home, Lease, Occupied, Slot};
 use crate::tensor::Tensor;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -29,11 +30,27 @@ pub struct Job {
     work: Work,
 }
 
+type Call = dyn FnOnce(&Worker, &Reply) -> Result<Value> + Send;
+
 enum Work {
     /// Anything that evaluates on the worker's own slot.
-    Call(Box<dyn FnOnce(&Worker) -> Result<Value> + Send>),
-    /// Evaluates tensors at home in one slot, of which this thread may or may not be the holder.
-    Home(Arc<Slot>, Vec<Tensor>),
+    Call(Box<Call>),
+    /// Evaluates where the tensors are at home.
+    Home(Visit),
+}
+
+/// Tensors at home in one slot, of which the thread that has the job may or may not be the holder.
+struct Visit {
+    slot: Arc<Slot>,
+    tensors: Vec<Tensor>,
+    /// Asked for by a caller of another worker than the slot's.
+    foreign: bool,
+}
+
+impl Visit {
+    fn is_at_home_with(&self, worker: &Worker) -> bool {
+        Arc::ptr_eq(&self.slot, worker.slot())
+    }
 }
 
 /// The right to keep a worker: when dropped, the worker ends after its queued jobs.
@@ -41,8 +58,7 @@ pub struct Owner(Arc<Worker>);
 
 /// A thread that evaluates on the streams of a slot.
 pub struct Worker {
-    slot: Arc<Slot>,
-    device: Device,
+    home: Arc<Home>,
     queue: Queue<Job>,
     /// The thread's own handle, which it gives to the reaper at its end.
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -58,8 +74,7 @@ impl Owner {
         let lease = Lease::take()?;
         let (queue, jobs) = Queue::new(capacity);
         let worker = Arc::new(Worker {
-            slot: Arc::clone(lease.slot()),
-            device,
+            home: Arc::new(Home::new(lease.slot(), device)),
             queue,
             thread: Mutex::new(None),
         });
@@ -68,7 +83,7 @@ impl Owner {
         // Held while spawning, so that the thread finds its handle however fast it ends.
         let mut handle = worker.thread.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let spawned = thread::Builder::new()
-            .name(format!("emily-{}-{}", device.name(), worker.slot.index()))
+            .name(format!("emily-{}-{}", device.name(), worker.slot().index()))
             .spawn(move || run(&of_thread, lease, &jobs));
         *handle = Some(spawned.map_err(|e| Error::NoStream { reason: e.to_string() })?);
         drop(handle);
@@ -93,12 +108,17 @@ impl Drop for Owner {
 impl Worker {
     /// The device it computes on.
     pub fn device(&self) -> Device {
-        self.device
+        self.home.device()
     }
 
     /// The slot it holds.
     pub fn slot(&self) -> &Arc<Slot> {
-        &self.slot
+        self.home.slot()
+    }
+
+    /// What its tensors remember.
+    pub fn home(&self) -> &Arc<Home> {
+        &self.home
     }
 
     /// Jobs that wait, the running one not counted.
@@ -124,7 +144,7 @@ impl Worker {
         if !self.is_open() {
             return Err(Error::Stopped);
         }
-        Tensor::build(op, inputs, &self.slot, self.device)
+        Tensor::build(op, inputs, &self.home)
     }
 
     /// Queues an op; it is built and evaluated on the worker and answers with ready tensors. The
@@ -135,7 +155,19 @@ impl Worker {
     pub fn apply(&self, op: Op, inputs: Vec<Option<Tensor>>, reply: Reply) -> Refused {
         self.call(reply, move |worker| {
             let inputs: Vec<_> = inputs.iter().map(Option::as_ref).collect();
-            Tensor::build_all(&op, &inputs, &worker.slot, worker.device).map(Value::Tensors)
+            Tensor::build_all(&op, &inputs, &worker.home).map(Value::Tensors)
+        })
+    }
+
+    /// Queues a run of a program; answers with its outputs, ready. The inputs must be usable in the
+    /// worker's slot. It stops between steps once nobody waits for it or the worker is closed.
+    ///
+    /// # Errors
+    /// As [`Worker::call`].
+    pub fn run(&self, program: Arc<Program>, inputs: Vec<Tensor>, reply: Reply) -> Refused {
+        self.call_for(reply, move |worker, reply| {
+            let go_on = || worker.is_open() && reply.is_wanted();
+            program.run(&inputs, &worker.home, &go_on).map(Value::Tensors)
         })
     }
 
@@ -144,9 +176,7 @@ impl Worker {
     /// # Errors
     /// As [`Worker::call`].
     pub fn load(&self, path: String, reply: Reply) -> Refused {
-        self.call(reply, move |worker| {
-            load::load(&path, &worker.slot, worker.device).map(Value::Loaded)
-        })
+        self.call(reply, move |worker| load::load(&path, &worker.home).map(Value::Loaded))
     }
 
     /// Queues reading a tensor, which must be usable in the worker's slot.
@@ -154,9 +184,7 @@ impl Worker {
     /// # Errors
     /// As [`Worker::call`].
     pub fn read(&self, tensor: Tensor, reply: Reply) -> Refused {
-        self.call(reply, move |worker| {
-            tensor.read(&worker.slot.build(worker.device)).map(Value::Bytes)
-        })
+        self.call(reply, move |worker| tensor.read(&worker.home.build()).map(Value::Bytes))
     }
 
     /// Queues work on the worker's thread.
@@ -168,10 +196,21 @@ impl Worker {
         reply: Reply,
         work: impl FnOnce(&Worker) -> Result<Value> + Send + 'static,
     ) -> Refused {
+        self.call_for(reply, |worker, _| work(worker))
+    }
+
+    /// The same for work that asks now and then whether it is still wanted.
+    fn call_for(
+        &self,
+        reply: Reply,
+        work: impl FnOnce(&Worker, &Reply) -> Result<Value> + Send + 'static,
+    ) -> Refused {
         self.submit(Job { reply, work: Work::Call(Box::new(work)) })
             .map_err(|(job, error)| (job.reply, error))
     }
 
+    // The job goes back to whoever has another place for it.
+    #[allow(clippy::result_large_err)]
     fn submit(&self, job: Job) -> std::result::Result<(), (Job, Error)> {
         self.queue.submit(job).map_err(|(job, refusal)| {
             let error = match refusal {
@@ -193,11 +232,13 @@ pub type Refused = std::result::Result<(), (Reply, Error)>;
 /// As [`Worker::call`].
 pub fn make_ready(tensors: Vec<Tensor>, guest: &Worker, reply: Reply) -> Refused {
     let home = tensors.iter().find(|tensor| !tensor.is_ready()).and_then(Tensor::home);
-    let Some(home) = home.cloned() else {
+    let Some(home) = home.map(|home| Arc::clone(home.slot())) else {
         // Evaluated since the caller looked: a job that finds nothing to do tells it.
         return guest.call(reply, |_| Ok(Value::Done));
     };
-    let mut job = Job { reply, work: Work::Home(Arc::clone(&home), tensors) };
+    let foreign = !Arc::ptr_eq(&home, guest.slot());
+    let visit = Visit { slot: Arc::clone(&home), tensors, foreign };
+    let mut job = Job { reply, work: Work::Home(visit) };
     if let Some(worker) = home.worker() {
         match worker.submit(job) {
             Ok(()) => return Ok(()),
@@ -211,10 +252,10 @@ pub fn make_ready(tensors: Vec<Tensor>, guest: &Worker, reply: Reply) -> Refused
 
 fn run(worker: &Arc<Worker>, lease: Lease, jobs: &Jobs<Job>) {
     // An evaluation asks for the thread's default streams and would make some for itself.
-    worker.slot.build(worker.device).set_default();
-    worker.queue.serve(jobs, |job| perform(worker, job), drop);
+    worker.home.build().set_default();
+    worker.queue.serve(jobs, |job| perform(worker, job), |job| refuse(worker, job));
     // What was scheduled without anybody waiting and failed has nobody to be told.
-    let _ = worker.slot.synchronize();
+    let _ = worker.slot().synchronize();
     drop(lease);
     let handle = worker.thread.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
     if let Some(handle) = handle {
@@ -228,22 +269,36 @@ fn perform(worker: &Worker, job: Job) {
         return;
     }
     match job.work {
-        Work::Call(work) => job.reply.send(guarded(|| work(worker))),
-        Work::Home(home, tensors) if Arc::ptr_eq(&home, &worker.slot) => {
-            job.reply.send(guarded(|| evaluate(&tensors)));
+        Work::Call(work) => {
+            let answer = guarded(|| work(worker, &job.reply));
+            job.reply.send(answer);
         }
-        Work::Home(home, tensors) => match Lease::borrow(&home) {
-            Ok(lease) => job.reply.send(guarded(|| on_borrowed(&lease, &tensors))),
+        Work::Home(visit) if visit.is_at_home_with(worker) => {
+            job.reply.send(guarded(|| evaluate(&visit.tensors)));
+        }
+        Work::Home(visit) => match Lease::borrow(&visit.slot) {
+            Ok(lease) => job.reply.send(guarded(|| on_borrowed(&lease, &visit.tensors))),
             Err(Occupied::By(holder)) => {
-                let job = Job { reply: job.reply, work: Work::Home(home, tensors) };
+                let job = Job { reply: job.reply, work: Work::Home(visit) };
                 if let Err((job, error)) = holder.submit(job) {
                     forward(job, error);
                 }
             }
             Err(Occupied::Passing) => {
-                forward(Job { reply: job.reply, work: Work::Home(home, tensors) }, Error::Stopped);
+                forward(Job { reply: job.reply, work: Work::Home(visit) }, Error::Stopped);
             }
         },
+    }
+}
+
+/// Answers a job of a stopped queue. Who closes a worker gives up the work of its own callers; those of
+/// other workers only wanted its slot, which will be free.
+fn refuse(worker: &Worker, job: Job) {
+    match &job.work {
+        Work::Home(visit) if visit.foreign && visit.is_at_home_with(worker) => {
+            forward(job, Error::Stopped);
+        }
+        _ => drop(job),
     }
 }
 
@@ -269,22 +324,20 @@ fn forward(job: Job, reason: Error) {
 
 fn adopt(mut job: Job) {
     loop {
-        let Work::Home(home, tensors) = job.work else { return };
-        match Lease::wait(&home) {
+        let Work::Home(visit) = job.work else { return };
+        match Lease::wait(&visit.slot) {
             Ok(lease) => {
-                job.reply.send(guarded(|| on_borrowed(&lease, &tensors)));
+                job.reply.send(guarded(|| on_borrowed(&lease, &visit.tensors)));
                 return;
             }
-            Err(holder) => {
-                match holder.submit(Job { reply: job.reply, work: Work::Home(home, tensors) }) {
-                    Ok(()) => return,
-                    Err((refused, Error::Stopped)) => job = refused,
-                    Err((refused, error)) => {
-                        refused.reply.send(Err(error));
-                        return;
-                    }
+            Err(holder) => match holder.submit(Job { reply: job.reply, work: Work::Home(visit) }) {
+                Ok(()) => return,
+                Err((refused, Error::Stopped)) => job = refused,
+                Err((refused, error)) => {
+                    refused.reply.send(Err(error));
+                    return;
                 }
-            }
+            },
         }
     }
 }

@@ -10,9 +10,11 @@ use support::*;
 const INF: f32 = f32::INFINITY;
 const NAN: f32 = f32::NAN;
 
+type Numbers = &'static [f32];
+
 #[test]
 fn functions_of_real_numbers() {
-    let table: &[(Op, &[f32], &[f32])] = &[
+    let table: &[(Op, Numbers, Numbers)] = &[
         (Op::Sqrt, &[4.0, 0.25, -1.0], &[2.0, 0.5, NAN]),
         (Op::Rsqrt, &[4.0, 0.25], &[0.5, 2.0]),
         (Op::Exp, &[0.0, 1.0, -INF], &[1.0, E, 0.0]),
@@ -53,8 +55,9 @@ fn functions_of_real_numbers() {
 fn functions_of_doubles() {
     const INF: f64 = f64::INFINITY;
     const NAN: f64 = f64::NAN;
+    type Function = fn(f64) -> f64;
     let x = [0.7, -0.7, 0.0, 3.0, 100.0, -100.0, 1e-9, 12345.678, -800.0, INF, -INF, NAN];
-    let table: &[(Op, fn(f64) -> f64)] = &[
+    let table: &[(Op, Function)] = &[
         (Op::Exp, f64::exp),
         (Op::Expm1, f64::exp_m1),
         (Op::Log, f64::ln),
@@ -92,7 +95,7 @@ fn functions_of_doubles() {
 
 #[test]
 fn exact_functions() {
-    let table: &[(Op, &[f32], &[f32])] = &[
+    let table: &[(Op, Numbers, Numbers)] = &[
         (Op::Negative, &[1.5, -0.0, INF], &[-1.5, 0.0, -INF]),
         (Op::Abs, &[-1.5, -INF, NAN], &[1.5, INF, NAN]),
         (Op::Sign, &[-2.0, 0.0, 3.0], &[-1.0, 0.0, 1.0]),
@@ -149,7 +152,7 @@ fn complex_numbers() {
 
 #[test]
 fn two_inputs() {
-    let table: &[(Op, &[f32], &[f32], &[f32])] = &[
+    let table: &[(Op, Numbers, Numbers, Numbers)] = &[
         (Op::Add, &[1.0, 2.0], &[0.5, -2.0], &[1.5, 0.0]),
         (Op::Subtract, &[1.0, 2.0], &[0.5, -2.0], &[0.5, 4.0]),
         (Op::Multiply, &[1.0, 2.0], &[0.5, -2.0], &[0.5, -4.0]),

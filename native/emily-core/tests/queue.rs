@@ -16,9 +16,9 @@ use std::thread;
 /// Runs a scenario under many schedules.
 #[cfg(feature = "shuttle")]
 fn explore(scenario: impl Fn() + Send + Sync + Copy + 'static) {
-    shuttle::check_random(scenario, 3_000);
+    shuttle::check_random(scenario, 10_000);
     for changes in 1..=3 {
-        shuttle::check_pct(scenario, 1_500, changes);
+        shuttle::check_pct(scenario, 5_000, changes);
     }
 }
 

@@ -3,6 +3,7 @@
 rustler::atoms! {
     active,
     cache,
+    collect,
     cpu,
     elsewhere,
     error,

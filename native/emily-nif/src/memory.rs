@@ -49,3 +49,21 @@ fn memory_set_limit<'a>(env: Env<'a>, limit: Term<'a>, bytes: Term<'a>) -> Term<
     };
     encode_result(env, set().map(|before| before.encode(env)))
 }
+
+/// The memory limit.
+#[rustler::nif]
+fn memory_limit(env: Env) -> Term {
+    encode_result(env, memory::limit().map(|bytes| bytes.encode(env)))
+}
+
+/// Sets the active bytes from which on `apply` tells callers to collect.
+#[rustler::nif]
+fn memory_collect_above<'a>(env: Env<'a>, bytes: Term<'a>) -> Term<'a> {
+    let set = || {
+        let bytes =
+            bytes.decode().map_err(|_| wrong("Memory", "bytes", "a number of bytes", bytes))?;
+        memory::set_collect_above(bytes);
+        Ok(atoms::ok().encode(env))
+    };
+    encode_result(env, set())
+}

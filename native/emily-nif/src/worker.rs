@@ -6,6 +6,7 @@ use crate::reply::to_caller;
 use crate::tensor::{decode_input, TensorResource};
 use emily_core::device::Device;
 use emily_core::error::{Error, Result};
+use emily_core::memory::should_collect;
 use emily_core::op::Op;
 use emily_core::reply::Reply;
 use emily_core::tensor::Tensor;
@@ -38,14 +39,25 @@ fn decode(term: Term) -> Result<ResourceArc<WorkerResource>> {
 }
 
 fn decode_inputs(op: &'static str, term: Term) -> Result<Inputs> {
-    let list: ListIterator =
-        term.decode().map_err(|_| wrong(op, "inputs", "a list of tensor references", term))?;
+    let wrong = || wrong(op, "inputs", "a list of tensor references", term);
+    let list: ListIterator = proper(term).and_then(|term| term.decode().ok()).ok_or_else(wrong)?;
     list.map(|input| decode_input(op, input)).collect()
 }
 
 fn decode_op(term: Term) -> Result<Op> {
-    term.decode()
-        .map_err(|_| wrong("Apply", "op", "an op of the table with all its attributes", term))
+    let wrong = || wrong("Apply", "op", "an op of the table with all its attributes", term);
+    if let Ok((_name, attributes)) = term.decode::<(Term, Term)>() {
+        let mut values = MapIterator::new(attributes).into_iter().flatten();
+        if !values.all(|(_key, value)| proper(value).is_some()) {
+            return Err(wrong());
+        }
+    }
+    term.decode().map_err(|_| wrong())
+}
+
+/// The term, unless it is an improper list: Rustler panics where it decodes one.
+pub fn proper(term: Term) -> Option<Term> {
+    (!term.is_list() || term.list_length().is_ok()).then_some(term)
 }
 
 /// Starts a worker whose queue holds at most `capacity` jobs.
@@ -71,7 +83,7 @@ fn worker_close<'a>(env: Env<'a>, worker: Term<'a>) -> Term<'a> {
     encode_result(env, decode(worker).map(close))
 }
 
-/// Its device, its waiting jobs, whether it is open and the number of its slot.
+/// Its device, its waiting jobs, whether it is open and the bytes of its tensors.
 #[rustler::nif]
 fn worker_info<'a>(env: Env<'a>, worker: Term<'a>) -> Term<'a> {
     let info = |worker: ResourceArc<WorkerResource>| {
@@ -80,7 +92,7 @@ fn worker_info<'a>(env: Env<'a>, worker: Term<'a>) -> Term<'a> {
             Device::Cpu => atoms::cpu(),
             Device::Gpu => atoms::gpu(),
         };
-        (device, worker.queue_depth(), worker.is_open(), worker.slot().index()).encode(env)
+        (device, worker.queue_depth(), worker.is_open(), worker.home().bytes()).encode(env)
     };
     encode_result(env, decode(worker).map(info))
 }
@@ -94,7 +106,8 @@ fn elsewhere<'a>(env: Env<'a>, worker: &Worker, inputs: &[Input]) -> Option<Term
     Some((atoms::elsewhere(), foreign).encode(env))
 }
 
-/// Builds a single-output op: a tensor, `{:elsewhere, tensors}` or an error.
+/// Builds a single-output op: a tensor, `{:collect, tensor}` where the caller should collect its garbage,
+/// `{:elsewhere, tensors}` or an error.
 #[rustler::nif]
 fn apply<'a>(env: Env<'a>, worker: Term<'a>, op: Term<'a>, inputs: Term<'a>) -> Term<'a> {
     let build = || {
@@ -106,7 +119,10 @@ fn apply<'a>(env: Env<'a>, worker: Term<'a>, op: Term<'a>, inputs: Term<'a>) -> 
         }
         let tensors: SmallVec<[Option<&Tensor>; 4]> =
             inputs.iter().map(|input| input.as_ref().map(|tensor| &tensor.0)).collect();
-        worker.0.build(&op, &tensors).map(|tensor| TensorResource::new(tensor).encode(env))
+        let tensor = worker.0.build(&op, &tensors)?;
+        let collect = should_collect(tensor.byte_size());
+        let tensor = TensorResource::new(tensor).encode(env);
+        Ok(if collect { (atoms::collect(), tensor).encode(env) } else { tensor })
     };
     encode_result(env, build())
 }

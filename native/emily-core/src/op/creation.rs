@@ -197,8 +197,8 @@ pub(super) fn bitcast(build: &Build, attrs: &Cast, inputs: Inputs) -> Result<Arr
     if shape.contains(&0) {
         return graph.zeros(&shape, to);
     }
-    // MLX keeps the stride of an axis of size 1 and would read apart what it splits such an axis into,
-    // so the axis that changes is one whose stride a reshape has just set.
+    // MLX's view keeps the last axis' stride, which is anything where its size was 1, and reads elsewhere
+    // once there are more elements. So the axis that changes is one whose stride a reshape has just set.
     let ratio = (to.size() / from.size()).max(1) as i32;
     let mut split = x.shape_of().to_vec();
     let axis = split.len() - 1;

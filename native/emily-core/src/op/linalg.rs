@@ -21,11 +21,7 @@ use crate::error::{Error, Result};
 use mlx_rs::Array;
 
 /// The greatest order whose workspace LAPACK can count, in int32, for SVDs and eigenvectors.
-const MAX_ORDER: usize = 16384;
-
-/// LAPACK's single-precision routines report the workspace that they need as an f32, which is not
-/// exact beyond 2^24; a size rounded down ends the process. Up to this order it is exact.
-const MAX_F32_ORDER: usize = 1 << 20;
+const MAX_ORDER: i32 = 16384;
 
 /// A batch of matrices as LAPACK takes it.
 struct Matrices {
@@ -92,17 +88,12 @@ impl Matrices {
         Ok(matrices)
     }
 
-    /// Computes in f64 where LAPACK's f32 workspace could be miscounted.
-    fn with_exact_workspace(mut self, what: &'static str) -> Result<Self> {
-        let order = self.rows.min(self.cols) as usize;
-        let complex = self.dtype == Dtype::Complex64;
-        let most = if complex { MAX_F32_ORDER } else { MAX_ORDER };
-        if order > most {
-            let expected = format!("an order of at most {most} for {}", self.dtype);
+    /// Refused besides: an order whose workspace, of several squares, LAPACK cannot count.
+    fn with_workspace(self, what: &'static str) -> Result<Self> {
+        let order = self.rows.min(self.cols);
+        if order > MAX_ORDER {
+            let expected = format!("an order of at most {MAX_ORDER}");
             return Err(Error::argument(self.graph.op, what, expected, self.array.shape_of()));
-        }
-        if order > MAX_F32_ORDER {
-            self.array = self.graph.astype(&self.array, Dtype::Float64)?;
         }
         Ok(self)
     }

@@ -184,3 +184,12 @@ pub fn matrix(rows: usize, columns: usize) -> Tensor {
         (0..rows * columns).map(|i| ((i * 7919 + 13) % 2003) as f32 / 1001.5 - 1.0).collect();
     tensor(&numbers, &[rows as i64, columns as i64])
 }
+
+/// Waits until a worker's thread has ended and been joined.
+pub fn until_ended(worker: &Arc<Worker>) {
+    // The thread holds the worker; its handle goes to the reaper after its last answer.
+    while Arc::strong_count(worker) > 1 {
+        reaper::flush();
+    }
+    reaper::flush();
+}

@@ -6,12 +6,17 @@ use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::op::elementwise::check_countable;
 use crate::op::graph::{input, Graph};
+use crate::op::integer::promote;
 use crate::op::{Einsum, Inputs};
 use mlx_rs::Array;
 use std::collections::BTreeMap;
 use std::ffi::CString;
 
 const OP: &str = "Einsum";
+
+/// MLX makes room for the letters that an equation leaves, of 52, and takes its comma and arrow for
+/// letters too.
+const MAX_LETTERS: usize = 49;
 
 /// The sum of products that an equation such as `"bij,bjk->bik"` says: a letter for each axis, one
 /// list an input; `...` stands for any axes, which broadcast. Without `->` the result has the
@@ -21,13 +26,17 @@ pub(crate) fn einsum(build: &Build, attrs: &Einsum, inputs: Inputs) -> Result<Ar
     let operands: Vec<&Array> =
         (0..inputs.len()).map(|index| input(OP, inputs, index)).collect::<Result<_>>()?;
     let equation = Equation::parse(&attrs.equation, &operands)?;
-    equation.check_result(build)?;
+    let shape = equation.result_shape(build)?;
+    let graph = Graph::new(build, OP);
+    if operands.iter().any(|operand| operand.count() == 0) {
+        let dtype = operands.iter().map(|operand| operand.dtype_of()).reduce(promote);
+        return graph.zeros(&shape, dtype.unwrap_or(Dtype::Float32));
+    }
     let text = CString::new(equation.text)
         .map_err(|_| Error::argument(OP, "equation", "letters", &attrs.equation))?;
     let operands = Arrays::from_iter(operands);
     // SAFETY: the vector is live and the text ends in NUL.
-    Graph::new(build, OP)
-        .call(|res, s| unsafe { mlx_sys::mlx_einsum(res, text.as_ptr(), operands.as_raw(), s) })
+    graph.call(|res, s| unsafe { mlx_sys::mlx_einsum(res, text.as_ptr(), operands.as_raw(), s) })
 }
 
 /// An equation that fits its operands, with its ellipses written out: MLX reads letters from beyond
@@ -70,13 +79,11 @@ impl Equation {
         // Letters for the axes of the longest ellipsis; a shorter one stands for the last of them.
         let unused: Vec<char> =
             ('a'..='z').chain('A'..='Z').filter(|&c| !compact.contains(c)).take(hidden).collect();
-        if unused.len() < hidden {
-            return Err(wrong("at most 52 letters with those that ellipses stand for".into()));
-        }
         let mut sizes = BTreeMap::new();
         let mut written = Vec::with_capacity(terms.len());
         for (term, operand) in terms.iter().zip(operands) {
-            let letters = term.expanded(&unused[hidden - term.hidden(operand.rank())..]);
+            let hidden = unused.len().saturating_sub(term.hidden(operand.rank()));
+            let letters = term.expanded(&unused[hidden..]);
             for (index, (&letter, &size)) in letters.iter().zip(operand.shape_of()).enumerate() {
                 let before = letters[..index].iter().position(|&other| other == letter);
                 let common = sizes.entry(letter).or_insert(size);
@@ -90,6 +97,10 @@ impl Equation {
                 }
             }
             written.push(letters.into_iter().collect::<String>());
+        }
+        if unused.len() < hidden || sizes.len() > MAX_LETTERS {
+            let expected = "letters with those that ellipses stand for";
+            return Err(wrong(format!("at most {MAX_LETTERS} {expected}")));
         }
         let result = match right {
             Some(right) => Term::parse(right)
@@ -105,10 +116,10 @@ impl Equation {
         Ok(Equation { text, result, sizes })
     }
 
-    fn check_result(&self, build: &Build) -> Result<()> {
+    fn result_shape(&self, build: &Build) -> Result<Vec<i32>> {
         let shape: Vec<i64> = self.result.iter().map(|letter| self.sizes[letter].into()).collect();
-        check::shape(OP, &shape, Dtype::Complex64)?;
-        check_countable(build, OP, shape.iter().map(|&size| i128::from(size)).product())
+        check_countable(build, OP, shape.iter().map(|&size| i128::from(size)).product())?;
+        check::shape(OP, &shape, Dtype::Complex64)
     }
 }
 

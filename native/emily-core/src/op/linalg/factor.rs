@@ -41,7 +41,7 @@ pub(crate) fn svd(build: &Build, inputs: Inputs) -> Result<Vec<Array>> {
     const OP: &str = "LinalgSvd";
     let graph = Graph::new(&build.on_cpu(), OP);
     let a = Matrices::new(&graph, "matrix", input(OP, inputs, 0)?, Accepts::Complex)?
-        .with_exact_workspace("matrix")?;
+        .with_workspace("matrix")?;
     if a.is_empty() {
         let identity = |size: i32| -> Result<Array> {
             // SAFETY: takes no pointer but the result's.
@@ -84,7 +84,7 @@ pub(crate) fn eigh(build: &Build, attrs: &Eigh, inputs: Inputs) -> Result<Vec<Ar
     const OP: &str = "LinalgEigh";
     let graph = Graph::new(&build.on_cpu(), OP);
     let a = Matrices::square(&graph, "matrix", input(OP, inputs, 0)?, Accepts::Complex)?
-        .with_exact_workspace("matrix")?;
+        .with_workspace("matrix")?;
     if a.is_empty() {
         let values = graph.zeros(&a.shape(&[a.rows]), real(a.dtype))?;
         return Ok(vec![values, graph.zeros(&a.shape(&[a.rows, a.cols]), a.dtype)?]);

@@ -122,7 +122,9 @@ pub(crate) fn gather_mm(build: &Build, attrs: &Sorted, inputs: Inputs) -> Result
         product_shape(build, OP, a, b)?;
         return graph.binary(mlx_sys::mlx_matmul, a, b);
     };
-    let ([.., m, k], [.., inner, n]) = (a.shape_of(), b.shape_of()) else { unreachable!() };
+    let ([.., m, k], [.., inner, n]) = (a.shape_of(), b.shape_of()) else {
+        unreachable!("matrices were picked from both")
+    };
     if k != inner {
         let expected = "the last axis of the first to be as long as the last but one of the second";
         return Err(Error::argument(OP, "shapes", expected, (a.shape_of(), b.shape_of())));

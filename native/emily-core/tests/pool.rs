@@ -1,0 +1,71 @@
+//! The pool of streams: what workers leave behind when they end. Alone in its process, because it
+//! counts threads.
+#![cfg(target_os = "linux")]
+
+mod runtime;
+
+use emily_core::error::{Error, Kind};
+use emily_core::op::Op;
+use emily_core::reaper;
+use emily_core::worker::Owner;
+use runtime::*;
+use std::fs;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+/// Each test counts the whole process.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+fn count(folder: &str) -> usize {
+    fs::read_dir(folder).unwrap().count()
+}
+
+fn threads() -> usize {
+    count("/proc/self/task")
+}
+
+fn files() -> usize {
+    count("/proc/self/fd")
+}
+
+/// Bytes in memory.
+fn resident() -> usize {
+    let statm = fs::read_to_string("/proc/self/statm").unwrap();
+    statm.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
+}
+
+/// Makes a worker, has it compute, ends it one way or the other, without waiting for its end.
+fn live(number: usize) -> Arc<emily_core::worker::Worker> {
+    let owner = worker();
+    if number.is_multiple_of(2) {
+        let y = owner.build(&Op::Exp, &[Some(&vector(&[number as f32]))]).unwrap();
+        assert_eq!(read_f32(&owner, &y).len(), 1);
+    }
+    if number.is_multiple_of(3) {
+        owner.close();
+    }
+    Arc::clone(&owner)
+}
+
+fn live_and_end(numbers: std::ops::Range<usize>) {
+    let mut last = None;
+    for number in numbers {
+        last = Some(live(number));
+    }
+    until_ended(&last.unwrap());
+}
+
+#[test]
+fn workers_made_and_dropped_leave_threads_files_and_memory_flat() {
+    let _alone = alone();
+    live_and_end(0..200);
+    let before = (threads(), files(), resident());
+    live_and_end(0..2_000);
+    let after = (threads(), files(), resident());
+    println!("before {before:?}, after {after:?}");
+    assert!(after.0 <= before.0 + 2, "threads: {} before, {} after", before.0, after.0);
+    assert_eq!(after.1, before.1, "open files");
+    assert!(after.2 <= before.2 + (20 << 20), "memory: {} before, {} after", before.2, after.2);
+}
