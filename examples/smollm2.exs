@@ -88,7 +88,7 @@ defmodule SmolLM2 do
     )
 
     show("Mode", "#{options.mode}, activations in f32")
-    show("Device", "#{options.device}, #{System.schedulers_online()} cores for the BEAM\n")
+    show("Device", "#{options.device}, #{System.schedulers_online()} cores\n")
     {model, tokenizer, random?}
   end
 
@@ -234,4 +234,6 @@ defmodule SmolLM2 do
   defp mean(numbers), do: Enum.sum(numbers) / length(numbers)
 end
 
+# Does nothing under `mix run`, and lets `elixir -pa _build/dev/lib/emily/ebin` run this file as well.
+{:ok, _} = Application.ensure_all_started(:emily)
 SmolLM2.main(System.argv())

@@ -146,6 +146,8 @@ defmodule SmolLM2.Model do
     norms =
       for name <- [:attn_norm, :ffn_norm], do: {name, tensors["blk.#{index}.#{name}.weight"]}
 
+    # The dense weights that were transposed, of which the BEAM sees some words each.
+    :erlang.garbage_collect()
     Map.new(products ++ norms)
   end
 

@@ -50,7 +50,7 @@ defmodule Emily.Native do
 
   @doc "Evaluates a tensor, or a list of them, and waits."
   @spec eval(worker, tensor | [tensor]) :: :ok
-  def eval(w, t), do: Call.eval(w, List.wrap(t))
+  def eval(w, t), do: Call.eval(w, if(is_list(t), do: t, else: [t]))
 
   @doc """
   Begins to evaluate and returns a reference; the message `{reference, {:ok, :ok}}` or
@@ -210,7 +210,7 @@ defmodule Emily.Native do
         left_shift: "`a` shifted left by `b` bits; 0 beyond the width",
         right_shift: "`a` shifted right by `b` bits, keeping the sign",
         matmul: "The product of matrices, batched over leading axes; floats only",
-        outer: "The outer product of the flattened operands; floats only",
+        outer: "The outer product of the flattened operands",
         inner: "The inner product over the last axes; floats only"
       ] do
     @doc text <> "."
@@ -339,7 +339,10 @@ defmodule Emily.Native do
   def repeat(w, t, count, axis), do: one(w, {:repeat, %{count: count, axis: axis}}, [t])
 
   @doc "Reverses an axis; a scalar stays as it is."
-  def flip(w, t, axis), do: one(w, {:flip, %{axes: [axis]}}, [t])
+  def flip(w, t, axis) do
+    axes = if shape(t) == [], do: [], else: [axis]
+    one(w, {:flip, %{axes: axes}}, [t])
+  end
 
   @doc "Rotates along `axis` by `shift` places."
   def roll(w, t, shift, axis), do: one(w, {:roll, %{shift: shift, axis: axis}}, [t])
@@ -386,12 +389,12 @@ defmodule Emily.Native do
 
   @doc "Overwrites slices; `updates` has the shape `indices ++ slice`, with 1 on indexed axes."
   def scatter(w, t, indices, updates, axes) do
-    one(w, {:scatter, %{axes: axes}}, [t, updates | indices])
+    one(w, {:scatter, %{axes: axes}}, [t | indices ++ [updates]])
   end
 
   @doc "Adds to slices, as `scatter/5`."
   def scatter_add(w, t, indices, updates, axes) do
-    one(w, {:scatter_add, %{axes: axes}}, [t, updates | indices])
+    one(w, {:scatter_add, %{axes: axes}}, [t | indices ++ [updates]])
   end
 
   ## Windows
@@ -437,8 +440,10 @@ defmodule Emily.Native do
   @doc """
   Convolution of `input` `{n, spatial.., channels}` with `weight` `{out, spatial.., channels / groups}`.
   """
-  def conv_general(w, input, weight, strides, padding, dilation, groups, flip) do
-    {{padding_low, padding_high}, {kernel_dilation, input_dilation}} = {padding, dilation}
+  def conv_general(w, input, weight, strides, padding, dilation, groups, flip)
+      when tuple_size(padding) == 2 and tuple_size(dilation) == 2 do
+    {padding_low, padding_high} = padding
+    {kernel_dilation, input_dilation} = dilation
 
     attributes = %{
       strides: strides,

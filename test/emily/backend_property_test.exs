@@ -839,6 +839,52 @@ defmodule Emily.BackendPropertyTest do
     end
   end
 
+  ## Hostile data
+
+  # 2,000 runs of 64 elements each: more than 100,000 of every operation. What MLX itself would not
+  # survive (division by zero, shifts, indices) must end in some result.
+  property "no data ends the process" do
+    check all(
+            type <- member_of(integers()),
+            {_, bits} = type,
+            [a, b] <- list_of(binary(length: div(64 * bits, 8)), length: 2),
+            floats <- binary(length: 64 * 8),
+            float <- member_of(floats()),
+            max_runs: 2_000
+          ) do
+      [a, b] = Enum.map([a, b], &Nx.from_binary(&1, type, backend: Emily.Backend))
+
+      x =
+        Nx.from_binary(binary_part(floats, 0, 8 * elem(float, 1)), float, backend: Emily.Backend)
+
+      table = Nx.iota({7, 5}, backend: Emily.Backend)
+      pairs = Nx.reshape(a, {32, 2})
+
+      results =
+        [
+          Nx.quotient(a, b),
+          Nx.remainder(a, b),
+          Nx.pow(a, b),
+          Nx.left_shift(a, b),
+          Nx.right_shift(a, b),
+          Nx.as_type(x, type),
+          Nx.remainder(x, Nx.reverse(x)),
+          Nx.round(x),
+          Nx.take(table, a, axis: 1),
+          Nx.take_along_axis(table, Nx.reshape(a, {64, 1}) |> Nx.broadcast({64, 5})),
+          Nx.gather(table, pairs),
+          Nx.indexed_add(table, pairs, Nx.iota({32})),
+          Nx.indexed_put(table, pairs, Nx.iota({32})),
+          Nx.slice(table, [a[0], b[0]], [3, 3]),
+          Nx.put_slice(table, [a[1], b[1]], Nx.iota({3, 3})),
+          Nx.argsort(x),
+          Nx.argmax(x)
+        ]
+
+      for tensor <- results, do: assert(Nx.to_binary(tensor) != "")
+    end
+  end
+
   ## Generators of arguments
 
   # Types whose merges MLX has: that of f64 and c64 is c128.

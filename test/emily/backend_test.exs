@@ -353,6 +353,81 @@ defmodule Emily.BackendTest do
     end
   end
 
+  describe "types that MLX lacks" do
+    test "of less than a byte are packed as Nx packs them, and wrap" do
+      for {type, numbers} <- [u2: [0, 1, 3], s2: [-2, 1], u4: [0, 7, 15], s4: [-8, -1, 7]] do
+        tensor = Nx.tensor(numbers, type: type)
+        assert Nx.to_binary(tensor) == Nx.to_binary(binary(numbers, type: type))
+        assert Nx.to_flat_list(tensor) == numbers
+        assert inspect(tensor) == inspect(binary(numbers, type: type))
+      end
+
+      assert Nx.to_flat_list(Nx.add(Nx.tensor([7, -8], type: :s4), 0)) == [7, -8]
+      ones = Nx.tensor([1, -1], type: :s4)
+      assert Nx.to_flat_list(Nx.add(Nx.tensor([7, -8], type: :s4), ones)) == [-8, 7]
+      assert Nx.to_flat_list(Nx.negate(Nx.tensor([1, 15], type: :u4))) == [15, 1]
+      assert Nx.to_flat_list(Nx.as_type(Nx.tensor([300.0, -1.0]), :u4)) == [12, 15]
+      assert Nx.to_flat_list(Nx.bitcast(Nx.tensor([15, 7], type: :u4), :s4)) == [-1, 7]
+      assert Nx.to_flat_list(Nx.count_leading_zeros(Nx.tensor([-1, 1], type: :s4))) == [0, 3]
+      assert Nx.to_number(Nx.sum(Nx.tensor([15, 15], type: :u4))) == 30
+    end
+
+    test "of 8-bit floats are rounded to their values" do
+      for type <- [:f8, :f8_e4m3fn] do
+        numbers = [1.0, -2.5, 0.1, :nan, 0.01]
+        tensor = Nx.tensor(numbers, type: type)
+        assert Nx.to_binary(tensor) == Nx.to_binary(binary(numbers, type: type))
+      end
+
+      assert Nx.to_number(Nx.as_type(Nx.tensor(1.7), :f8)) == 1.5
+      assert Nx.to_number(Nx.as_type(Nx.tensor(1.7), :f8_e4m3fn)) == 1.75
+      assert Nx.to_number(Nx.as_type(Nx.tensor(1.0e5), :f8_e4m3fn)) == 448.0
+      half = Nx.tensor(0.5, type: :f8)
+      assert Nx.type(Nx.multiply(half, half)) == {:f, 8}
+      assert Nx.to_number(Nx.multiply(half, half)) == 0.25
+
+      assert_raise ArgumentError, ~r/unsupported dtype for a bitcast/, fn ->
+        Nx.bitcast(half, :u8)
+      end
+    end
+  end
+
+  describe "debug checks" do
+    alias Emily.Backend.Checks
+
+    test "are absent unless asked for" do
+      path = :code.which(Emily.Backend)
+      {:ok, {_, [imports: imports]}} = :beam_lib.chunks(path, [:imports])
+      refute Enum.any?(imports, fn {module, _, _} -> module == Checks end)
+    end
+
+    test "name the index and the axis" do
+      worker = Emily.Stream.worker()
+      ref = fn list -> Nx.tensor(list).data.ref end
+      assert Checks.check_bounds!(:take, {3, 4}, [ref.([0, 3])], [1], worker) == :ok
+
+      assert_raise ArgumentError, "take: index 4 on axis 1 out of range (dim=4)", fn ->
+        Checks.check_bounds!(:take, {3, 4}, [ref.([0, 4])], [1], worker)
+      end
+
+      assert_raise ArgumentError, "gather: index -1 on axis 0 is negative", fn ->
+        Checks.check_bounds!(:gather, {3}, [ref.([-1, 2])], [0], worker)
+      end
+    end
+
+    test "find a NaN, also in complex numbers" do
+      worker = Emily.Stream.worker()
+      assert Checks.check_nan_inf!(:dot, Nx.tensor([1.0]).data.ref, worker) == :ok
+      assert Checks.check_nan_inf!(:dot, Nx.tensor([1]).data.ref, worker) == :ok
+
+      for bad <- [[:nan, 1.0], [:infinity], [Complex.new(0, :nan)]] do
+        assert_raise ArgumentError, "dot: produced NaN or Inf", fn ->
+          Checks.check_nan_inf!(:dot, Nx.tensor(bad).data.ref, worker)
+        end
+      end
+    end
+  end
+
   describe "data that would end the process in MLX" do
     test "division of integers by zero and of the least by -1" do
       for type <- [:s8, :s16, :s32, :s64] do

@@ -53,7 +53,7 @@ defmodule Emily.NxTensors do
 
     devectorized = Nx.devectorize(actual)
     assert Emily.shape(ref) == Tuple.to_list(devectorized.shape)
-    assert Emily.dtype(ref) == actual.type
+    assert Emily.dtype(ref) == Emily.Lowering.Narrow.storage(actual.type)
 
     tolerance = opts[:tolerance] || Map.get(@tolerance, expected.type, 0)
     found = numbers(actual)

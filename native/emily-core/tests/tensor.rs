@@ -4,47 +4,13 @@ mod runtime;
 
 use emily_core::dtype::Dtype;
 use emily_core::error::{Error, Kind};
-use emily_core::op::{Axis, Op, Reduce, Split};
+use emily_core::op::{Axes, Axis, Op, Split};
 use emily_core::reply::Value;
 use emily_core::tensor::Tensor;
-use emily_core::worker::{make_ready, Owner, Worker};
+use emily_core::worker::Worker;
 use runtime::*;
-use std::sync::{Arc, Barrier, Mutex};
+use std::sync::Barrier;
 use std::thread;
-
-fn sum() -> Op {
-    Op::Sum(Reduce { axes: vec![-1], keep_axes: true })
-}
-
-/// exp(x x / 8) summed along rows: several nodes, of which only the last is held.
-fn chain(worker: &Worker, x: &Tensor) -> Tensor {
-    let product = build(worker, &Op::Matmul, &[x, x]).unwrap();
-    let scaled = build(worker, &Op::Multiply, &[&product, &vector(&[0.125])]).unwrap();
-    let exp = build(worker, &Op::Exp, &[&scaled]).unwrap();
-    build(worker, &sum(), &[&exp]).unwrap()
-}
-
-/// The bytes of a chain evaluated alone.
-fn chain_alone(x: &Tensor) -> Vec<u8> {
-    let worker = worker();
-    read(&worker, &chain(&worker, x)).unwrap().to_vec()
-}
-
-/// A worker that holds the slot of one that has ended.
-fn worker_in_slot_of(ended: &Worker) -> Owner {
-    let mut others = Vec::new();
-    loop {
-        let worker = worker();
-        if Arc::ptr_eq(worker.slot(), ended.slot()) {
-            return worker;
-        }
-        // Tests that run beside this one may hold the slot now.
-        others.push(worker);
-        if others.len() == 32 {
-            others.clear();
-        }
-    }
-}
 
 #[test]
 fn a_tensor_from_bytes_is_ready_everywhere() {
@@ -83,185 +49,6 @@ fn several_tensors_are_made_ready_by_one_job() {
     assert!(tensors.iter().all(Tensor::is_ready));
     let values: Vec<_> = tensors.iter().map(|tensor| read_f32(&worker, tensor)[0]).collect();
     assert_eq!(values, [2.0, 16.0, -4.0]);
-}
-
-#[test]
-fn lazy_at_a_worker_that_lives() {
-    let (a, b) = (worker(), worker());
-    let x = matrix(16, 16);
-    let y = chain(&a, &x);
-    let z = build(&b, &Op::Negative, &[&y]).unwrap();
-    assert!(y.is_ready() && !z.is_ready());
-    let expected: Vec<f32> = floats(&chain_alone(&x)).iter().map(|number| -number).collect();
-    assert_eq!(read_f32(&b, &z), expected);
-}
-
-#[test]
-fn lazy_at_a_worker_that_is_closed_and_still_runs_a_job() {
-    let (a, b) = (worker(), worker());
-    let x = matrix(16, 16);
-    let y = chain(&a, &x);
-    let gate = Gate::hold(&a);
-    a.close();
-    let answer = accepted(|reply| make_ready(vec![y.clone()], &b, reply));
-    // What waits for the slot does not hold the guest.
-    run(&b, || Ok(Value::Done)).wait().unwrap();
-    run(&b, || Ok(Value::Done)).wait().unwrap();
-    assert!(!y.is_ready());
-    gate.open().unwrap();
-    answer.wait().unwrap();
-    assert_eq!(&read(&b, &y).unwrap()[..], chain_alone(&x));
-}
-
-#[test]
-fn lazy_at_a_worker_that_is_closed_with_the_evaluation_in_its_queue() {
-    let (a, b) = (worker(), worker());
-    let x = matrix(16, 16);
-    let (y, z) = (chain(&a, &x), chain(&a, &x));
-    let gate = Gate::hold(&a);
-    let of_b = accepted(|reply| make_ready(vec![y.clone()], &b, reply));
-    let of_a = accepted(|reply| make_ready(vec![z.clone()], &a, reply));
-    assert_eq!(a.queue_depth(), 2);
-    a.close();
-    gate.open().unwrap();
-    // Who closes a worker gives up its own jobs, not those of others.
-    of_b.wait().unwrap();
-    assert_eq!(of_a.wait().unwrap_err(), Error::Stopped);
-    assert_eq!(&read(&b, &y).unwrap()[..], chain_alone(&x));
-    assert_eq!(&read(&b, &z).unwrap()[..], chain_alone(&x));
-}
-
-#[test]
-fn lazy_at_a_worker_whose_guest_is_closed() {
-    let (a, b, c) = (worker(), worker(), worker());
-    let x = matrix(16, 16);
-    let y = chain(&a, &x);
-    let ended = Arc::clone(&a);
-    drop(a);
-    until_ended(&ended);
-    let gate = Gate::hold(&b);
-    let answer = accepted(|reply| make_ready(vec![y.clone()], &b, reply));
-    b.close();
-    gate.open().unwrap();
-    assert_eq!(answer.wait().unwrap_err(), Error::Stopped);
-    assert_eq!(&read(&c, &y).unwrap()[..], chain_alone(&x));
-}
-
-#[test]
-fn lazy_at_a_worker_that_is_dropped_and_joined() {
-    let (a, b) = (worker(), worker());
-    let x = matrix(16, 16);
-    let y = chain(&a, &x);
-    let ended = Arc::clone(&a);
-    drop(a);
-    until_ended(&ended);
-    assert!(!y.is_ready());
-    assert_eq!(&read(&b, &y).unwrap()[..], chain_alone(&x));
-    // The guest has gone home.
-    let z = chain(&b, &x);
-    assert_eq!(&read(&b, &z).unwrap()[..], chain_alone(&x));
-}
-
-#[test]
-fn lazy_in_a_slot_that_another_worker_holds_now() {
-    let (a, b) = (worker(), worker());
-    let x = matrix(16, 16);
-    let y = chain(&a, &x);
-    let ended = Arc::clone(&a);
-    drop(a);
-    until_ended(&ended);
-    let c = worker_in_slot_of(&ended);
-    assert!(y.is_usable_in(c.slot()), "the new holder builds on it without waiting");
-    let gate = Gate::hold(&c);
-    let answer = accepted(|reply| make_ready(vec![y.clone()], &b, reply));
-    assert_eq!(c.queue_depth(), 1, "the slot's holder evaluates, and nobody else");
-    gate.open().unwrap();
-    answer.wait().unwrap();
-    assert_eq!(&read(&b, &y).unwrap()[..], chain_alone(&x));
-}
-
-#[test]
-fn lazy_in_a_slot_that_changes_hands_while_a_guest_asks() {
-    let (a, b) = (worker(), worker());
-    let x = matrix(16, 16);
-    let y = chain(&a, &x);
-    let ended = Arc::clone(&a);
-    drop(a);
-    until_ended(&ended);
-    // The job is in the guest's queue when somebody else gets the slot.
-    let gate = Gate::hold(&b);
-    let answer = accepted(|reply| make_ready(vec![y.clone()], &b, reply));
-    let c = worker_in_slot_of(&ended);
-    gate.open().unwrap();
-    answer.wait().unwrap();
-    assert!(y.is_ready());
-    drop(c);
-    assert_eq!(&read(&b, &y).unwrap()[..], chain_alone(&x));
-}
-
-/// Sixteen workers use a lazy tensor at the same time while its own lives, is closed, is dropped, or
-/// is dropped and its slot goes to another worker.
-#[test]
-fn lazy_at_a_worker_that_ends_while_sixteen_others_ask() {
-    const GUESTS: usize = 16;
-    const ROUNDS: usize = 1_000;
-    let weights: Vec<_> = (0..4).map(|i| matrix(8 + i, 8 + i)).collect();
-    let expected: Vec<Vec<u8>> = weights
-        .iter()
-        .map(|x| {
-            let worker = worker();
-            let y = build(&worker, &Op::Sqrt, &[&chain(&worker, x)]).unwrap();
-            read(&worker, &y).unwrap().to_vec()
-        })
-        .collect();
-    let shared = Mutex::new(None::<Tensor>);
-    let (start, end) = (Barrier::new(GUESTS + 1), Barrier::new(GUESTS + 1));
-    // A panic between barriers would leave the others waiting.
-    let wrong = Mutex::new(Vec::new());
-    thread::scope(|scope| {
-        for _ in 0..GUESTS {
-            scope.spawn(|| {
-                let guest = worker();
-                for round in 0..ROUNDS {
-                    start.wait();
-                    let y = shared.lock().unwrap().clone().unwrap();
-                    let got = build(&guest, &Op::Sqrt, &[&y]).and_then(|z| read(&guest, &z));
-                    match got {
-                        Ok(bytes) if bytes[..] == expected[round % 4] => {}
-                        Ok(_) => wrong.lock().unwrap().push(format!("{round}: other bits")),
-                        Err(error) => wrong.lock().unwrap().push(format!("{round}: {error}")),
-                    }
-                    end.wait();
-                }
-            });
-        }
-        for round in 0..ROUNDS {
-            let home = worker();
-            *shared.lock().unwrap() = Some(chain(&home, &weights[round % 4]));
-            start.wait();
-            let _kept = match round % 5 {
-                0 => Some(home),
-                1 => {
-                    home.close();
-                    Some(home)
-                }
-                2 => None,
-                3 => {
-                    drop(home);
-                    Some(worker())
-                }
-                _ => {
-                    home.close();
-                    let next = worker();
-                    next.close();
-                    Some(next)
-                }
-            };
-            end.wait();
-        }
-    });
-    let wrong = wrong.into_inner().unwrap();
-    assert!(wrong.is_empty(), "{} of {}: {:?}", wrong.len(), ROUNDS * GUESTS, wrong.first());
 }
 
 #[test]
@@ -382,7 +169,7 @@ fn bytes_outlive_their_tensor() {
 fn a_view_is_read_in_order() {
     let worker = worker();
     let x = tensor(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], &[2, 3]);
-    let axes = emily_core::op::Axes { axes: vec![1, 0] };
+    let axes = Axes { axes: vec![1, 0] };
     let transposed = build(&worker, &Op::Transpose(axes), &[&x]).unwrap();
     ready(&[&transposed], &worker).unwrap();
     assert!(transposed.bytes().unwrap().is_none(), "its elements do not lie in order");

@@ -151,8 +151,9 @@ fn bytes<'a>(env: Env<'a>, tensor: Term<'a>) -> Term<'a> {
     encode_result(env, read())
 }
 
-/// Gives its memory back now; false where that was done before.
-#[rustler::nif]
+/// Gives its memory back now; false where that was done before. The system takes milliseconds for a
+/// large buffer.
+#[rustler::nif(schedule = "DirtyIo")]
 fn deallocate<'a>(env: Env<'a>, tensor: Term<'a>) -> Term<'a> {
     encode_result(env, decode("Deallocate", tensor).map(|tensor| tensor.0.deallocate().encode(env)))
 }

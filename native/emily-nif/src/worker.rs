@@ -167,6 +167,9 @@ fn eval<'a>(env: Env<'a>, worker: Term<'a>, tensors: Term<'a>, tag: Term<'a>) ->
     let submit = || {
         let worker = decode(worker)?;
         let inputs = decode_inputs("Eval", tensors)?;
+        if let Some(index) = inputs.iter().position(Option::is_none) {
+            return Err(Error::MissingInput { op: "Eval", index });
+        }
         if let Some(foreign) = elsewhere(env, &worker.0, &inputs) {
             return Ok(foreign);
         }

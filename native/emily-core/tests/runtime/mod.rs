@@ -6,7 +6,7 @@
 use emily_core::device::Device;
 use emily_core::dtype::Dtype;
 use emily_core::error::Result;
-use emily_core::op::Op;
+use emily_core::op::{Op, Reduce};
 use emily_core::reaper;
 use emily_core::reply::{Recipient, Reply, Value};
 use emily_core::tensor::{Bytes, Tensor};
@@ -192,4 +192,22 @@ pub fn until_ended(worker: &Arc<Worker>) {
         reaper::flush();
     }
     reaper::flush();
+}
+
+fn sum() -> Op {
+    Op::Sum(Reduce { axes: vec![-1], keep_axes: true })
+}
+
+/// exp(x x / 8) summed along rows: several nodes, of which only the last is held.
+pub fn chain(worker: &Worker, x: &Tensor) -> Tensor {
+    let product = build(worker, &Op::Matmul, &[x, x]).unwrap();
+    let scaled = build(worker, &Op::Multiply, &[&product, &vector(&[0.125])]).unwrap();
+    let exp = build(worker, &Op::Exp, &[&scaled]).unwrap();
+    build(worker, &sum(), &[&exp]).unwrap()
+}
+
+/// The bytes of a chain evaluated alone.
+pub fn chain_alone(x: &Tensor) -> Vec<u8> {
+    let worker = worker();
+    read(&worker, &chain(&worker, x)).unwrap().to_vec()
 }
