@@ -6,8 +6,9 @@ SHELL := /bin/bash
 export PATH := $(PATH):$(HOME)/.cargo/bin
 export ERL_LIBS ?= $(wildcard $(HOME)/.cache/emily/erl_libs)
 
-# Asked for when a recipe starts, after the set-up: system, hex or none.
-SITUATION = $(shell scripts/situation.sh)
+# Asked for when a recipe starts, after the set-up: system, hex or none. GNU make before 4.4 does
+# not export to $(shell).
+SITUATION = $(shell ERL_LIBS='$(ERL_LIBS)' EMILY_SYSTEM_DEPS='$(EMILY_SYSTEM_DEPS)' scripts/situation.sh)
 MIX = $(if $(filter hex,$(SITUATION)),,EMILY_SYSTEM_DEPS=1 )mix
 CARGO_FLAGS = --release --locked
 
@@ -21,7 +22,7 @@ build: setup
 
 demo: build
 	$(MIX) run examples/smollm2.exs
-	$(if $(filter none,$(SITUATION)),@echo "demo: left out, since it needs Nx: examples/streams.exs",$(MIX) run examples/streams.exs)
+	$(if $(filter none,$(SITUATION)),@echo "Left out without Nx: examples/streams.exs",$(MIX) run examples/streams.exs)
 
 test: setup
 	cargo test $(CARGO_FLAGS) --no-fail-fast --package emily-core
@@ -41,7 +42,7 @@ lint: setup
 	MIX_ENV=test $(MIX) compile --warnings-as-errors
 
 docs: build
-	$(if $(filter hex,$(SITUATION)),mix docs,@echo "docs: ex_doc comes with Hex, which is not installed here")
+	$(if $(filter hex,$(SITUATION)),mix docs,@echo "Left out without Hex: ex_doc")
 
 # What was downloaded stays in the cache folder.
 clean:

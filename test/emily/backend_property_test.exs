@@ -678,7 +678,13 @@ defmodule Emily.BackendPropertyTest do
   end
 
   property "conv" do
-    check all({tensor, kernel, opts} <- convolution(1..3), max_runs: 60) do
+    check all({tensor, kernel, opts} <- convolution(1..3, 3..5, 0..2), max_runs: 60) do
+      assert_like_binary_backend([tensor, kernel], &Nx.conv(&1, &2, opts), tolerance: 3.0e-2)
+    end
+  end
+
+  property "conv with negative padding" do
+    check all({tensor, kernel, opts} <- convolution(1..2, 5..6, -1..1), max_runs: 40) do
       assert_like_binary_backend([tensor, kernel], &Nx.conv(&1, &2, opts), tolerance: 3.0e-2)
     end
   end
@@ -988,7 +994,7 @@ defmodule Emily.BackendPropertyTest do
     end)
   end
 
-  defp convolution(spatial_ranks) do
+  defp convolution(spatial_ranks, sizes, paddings) do
     bind({integer(spatial_ranks), integer(1..2), integer(1..2), integer(1..2)}, fn {spatial,
                                                                                     groups,
                                                                                     filters,
@@ -996,8 +1002,8 @@ defmodule Emily.BackendPropertyTest do
       each = &list_of(&1, length: spatial)
 
       bind(
-        {each.(integer(3..5)), each.(integer(1..2)), each.(integer(1..2)), each.(integer(1..2)),
-         each.(integer(1..2)), each.({integer(0..2), integer(0..2)}),
+        {each.(integer(sizes)), each.(integer(1..2)), each.(integer(1..2)), each.(integer(1..2)),
+         each.(integer(1..2)), each.({integer(paddings), integer(paddings)}),
          member_of([{:f, 32}, {:f, 16}, {:f, 64}, {:c, 64}, {:s, 32}]),
          shuffled(List.to_tuple(List.duplicate(1, spatial + 2)))},
         fn {sizes, taps, strides, kernel_dilation, input_dilation, padding, type, order} ->

@@ -112,7 +112,6 @@ defmodule Emily.NativeContractTest do
              "slice: wrong strides, expected a positive"},
             {fn -> Native.slice(w, f, [0, 0], [2], [1]) end, "slice: wrong starts"},
             {fn -> Native.take(w, f, f, 0) end, "take: wrong dtype"},
-            {fn -> Native.arange(w, 0, 3, 1, {:s, 32}) end, "expected an op of the table"},
             {fn -> Native.arange(w, 0.0, 3.0, 0.0, {:s, 32}) end, "arange: wrong step"},
             {fn -> Native.concatenate(w, [], 0) end, "concatenate: wrong number of inputs"},
             {fn -> Native.concatenate(w, [m, f], 0) end, "concatenate: wrong"},
@@ -130,8 +129,7 @@ defmodule Emily.NativeContractTest do
             {fn -> Emily.Memory.set_limit(:speed, 1) end, "expected :cache, :memory or :wired"},
             {fn -> Emily.Memory.set_limit(:cache, -1) end, "expected a number of bytes, got -1"}
           ] do
-        error = assert_raise ArgumentError, fun
-        assert error.message =~ text
+        assert message(fun) =~ text
       end
     end
 
@@ -188,12 +186,23 @@ defmodule Emily.NativeContractTest do
       assert elem(Process.info(self(), :messages), 1) == []
     end
 
+    defp message(fun) do
+      fun.()
+    rescue
+      error in ArgumentError -> error.message
+    else
+      _answer -> "no error"
+    end
+
     # An answer is fine where the term happened to be right; any other error than these is not.
     defp attempt(module, name, arguments) do
       apply(module, name, arguments)
     rescue
-      _ in [ArgumentError, RuntimeError] -> :error
-      error in [FunctionClauseError] -> {^module, ^name} = {error.module, error.function}
+      _ in [ArgumentError, RuntimeError] ->
+        :error
+
+      error in [FunctionClauseError] ->
+        assert {error.module, error.function} in [{module, name}, {Emily, name}]
     else
       reference when name == :eval_nif -> assert_receive {^reference, _answer}, 60_000
       _answer -> :ok

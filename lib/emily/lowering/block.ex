@@ -56,7 +56,7 @@ defmodule Emily.Lowering.Block do
   def block(e, %B.LinAlg.Determinant{}, out, [t]), do: Linalg.determinant(e, out, t)
 
   def block(e, %module{} = struct, out, args) do
-    if function_exported?(module, :lower, 4),
+    if Code.ensure_loaded?(module) and function_exported?(module, :lower, 4),
       do: module.lower(e, struct, out, args),
       else: :default
   end
