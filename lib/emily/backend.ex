@@ -20,6 +20,21 @@ defmodule Emily.Backend do
   streams only and raises on a GPU. The integers of 2 and 4 bits take a byte an element, `f8` and
   `f8_e4m3fn` two.
 
+  ## Where results differ from `Nx.BinaryBackend`
+
+  | what | here |
+  | --- | --- |
+  | floats beyond an integer type's range, cast to 32 or 64 signed bits | the nearest limit; elsewhere they wrap |
+  | integers divided by zero | -1 (all bits set where unsigned), and the dividend as remainder |
+  | integers to a negative power | 0, except for the bases 1 and -1 |
+  | indices out of range | clamped in reads, where those down to the negative size count from the end; dropped in writes |
+  | `clip` of NaN | NaN |
+  | `fft` and its relatives | in single precision; `f64` would give `c128` and raises |
+  | `qr`, `svd` | LAPACK's signs |
+  | `eigh` | Nx's order, and vectors whose first component is positive |
+  | singular matrices | raise when the result is computed |
+  | `exp`, `sin`, `cos`, `erf` of `f64` | composed, since MLX has them in single precision; within a few units in the last place |
+
   ## Memory
 
   `Nx.backend_deallocate/1` gives the memory back at once, unless another tensor shares it, and

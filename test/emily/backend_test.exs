@@ -22,6 +22,12 @@ defmodule Emily.BackendTest do
     def backend_deallocate(_tensor), do: raise("deallocated")
   end
 
+  # An emitter of a GPU's, for what is refused before anything is emitted.
+  defmodule Gpu do
+    defstruct []
+    def device(%Gpu{}), do: :gpu
+  end
+
   defp owned(tensor), do: %{tensor | data: %Owned{bytes: Nx.to_binary(tensor)}}
 
   test "every callback of Nx.Backend is there" do
@@ -88,6 +94,16 @@ defmodule Emily.BackendTest do
 
       assert_raise ArgumentError, ~r/unsupported dtype \{:c, 128\}/, fn ->
         Nx.fft(Nx.tensor([1.0, 2.0], type: :f64))
+      end
+    end
+
+    test "of doubles is refused on a GPU" do
+      assert_raise ArgumentError, ~r/does not support \{:f, 64\}/, fn ->
+        Emily.Lowering.constant(%Gpu{}, Nx.template({}, :f64), 1)
+      end
+
+      assert_raise ArgumentError, ~r/does not support \{:f, 64\}/, fn ->
+        Emily.Lowering.iota(%Gpu{}, Nx.template({3}, :f64), nil)
       end
     end
 

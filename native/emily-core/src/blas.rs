@@ -26,6 +26,7 @@ const GRAIN: usize = 48;
 
 const ROW_MAJOR: c_int = 101;
 const NO_TRANSPOSE: c_int = 111;
+const TRANSPOSE: c_int = 112;
 
 extern "C" {
     fn scipy_openblas_set_num_threads(threads: c_int);
@@ -61,7 +62,50 @@ struct Block {
     c: usize,
 }
 
+/// A product of a matrix and a vector. OpenBLAS's general product copies the matrix into its own order
+/// first, which takes longer than the whole of this.
+#[derive(Debug, PartialEq)]
+struct MatrixVector {
+    matrix_is_b: bool,
+    trans: c_int,
+    rows: c_int,
+    columns: c_int,
+    leading: c_int,
+    step_in: c_int,
+    step_out: c_int,
+}
+
 impl Layout {
+    /// The same product where one side is a single row or column.
+    fn matrix_vector(&self, k: c_int) -> Option<MatrixVector> {
+        if k < 1 || self.m < 1 || self.n < 1 {
+            return None;
+        }
+        let transposed = |trans| trans != NO_TRANSPOSE;
+        if self.m == 1 {
+            // The result's row is the transpose of op(b) times the row of a.
+            let stored_by_rows = !transposed(self.trans_b);
+            return Some(MatrixVector {
+                matrix_is_b: true,
+                trans: if stored_by_rows { TRANSPOSE } else { NO_TRANSPOSE },
+                rows: if stored_by_rows { k } else { self.n },
+                columns: if stored_by_rows { self.n } else { k },
+                leading: self.ldb,
+                step_in: if transposed(self.trans_a) { self.lda } else { 1 },
+                step_out: 1,
+            });
+        }
+        (self.n == 1).then(|| MatrixVector {
+            matrix_is_b: false,
+            trans: self.trans_a,
+            rows: if transposed(self.trans_a) { k } else { self.m },
+            columns: if transposed(self.trans_a) { self.m } else { k },
+            leading: self.lda,
+            step_in: if transposed(self.trans_b) { 1 } else { self.ldb },
+            step_out: self.ldc,
+        })
+    }
+
     fn is_large(&self, k: c_int) -> bool {
         let multiplications = i64::from(self.m) * i64::from(self.n) * i64::from(k);
         self.m.min(self.n) >= WIDE && multiplications >= LARGE
@@ -105,7 +149,7 @@ unsafe impl<T> Send for Operands<T> {}
 unsafe impl<T> Sync for Operands<T> {}
 
 macro_rules! gemm {
-    ($name:ident => $openblas:ident, $real:ty) => {
+    ($name:ident => $openblas:ident, $gemv:ident, $real:ty) => {
         extern "C" {
             fn $openblas(
                 order: c_int,
@@ -122,6 +166,20 @@ macro_rules! gemm {
                 beta: $real,
                 c: *mut $real,
                 ldc: c_int,
+            );
+            fn $gemv(
+                order: c_int,
+                trans: c_int,
+                rows: c_int,
+                columns: c_int,
+                alpha: $real,
+                matrix: *const $real,
+                leading: c_int,
+                vector: *const $real,
+                step_in: c_int,
+                beta: $real,
+                out: *mut $real,
+                step_out: c_int,
             );
         }
 
@@ -149,6 +207,33 @@ macro_rules! gemm {
         ) {
             prepare();
             let layout = Layout { trans_a, trans_b, m, n, lda, ldb, ldc };
+            if let (ROW_MAJOR, Some(product)) = (order, layout.matrix_vector(k)) {
+                let (matrix, vector) = if product.matrix_is_b { (b, a) } else { (a, b) };
+                if beta == 0.0 {
+                    for element in 0..m.max(n) as usize {
+                        // SAFETY: an element of the output, which beta says not to read.
+                        unsafe { *c.add(element * product.step_out as usize) = 0.0 };
+                    }
+                }
+                // SAFETY: the caller's own matrices, read as a matrix and a vector.
+                unsafe {
+                    $gemv(
+                        order,
+                        product.trans,
+                        product.rows,
+                        product.columns,
+                        alpha,
+                        matrix,
+                        product.leading,
+                        vector,
+                        product.step_in,
+                        beta,
+                        c,
+                        product.step_out,
+                    );
+                }
+                return;
+            }
             let operands = Operands { a, b, c };
             let compute = move |block: &Block| {
                 let Operands { a, b, c } = { operands };
@@ -188,8 +273,8 @@ macro_rules! gemm {
     };
 }
 
-gemm!(cblas_sgemm => scipy_cblas_sgemm, f32);
-gemm!(cblas_dgemm => scipy_cblas_dgemm, f64);
+gemm!(cblas_sgemm => scipy_cblas_sgemm, scipy_cblas_sgemv, f32);
+gemm!(cblas_dgemm => scipy_cblas_dgemm, scipy_cblas_dgemv, f64);
 
 /// Functions that pass their arguments on as they are.
 macro_rules! forward {
@@ -243,8 +328,6 @@ forward! {
 mod tests {
     use super::*;
 
-    const TRANSPOSE: c_int = 112;
-
     #[test]
     fn blocks_cover_the_longer_side_once() {
         for (m, n) in [(64, 1000), (1000, 64), (1024, 1024), (33, 97)] {
@@ -267,11 +350,11 @@ mod tests {
     }
 
     #[test]
-    fn cut_products_equal_a_plain_loop() {
+    fn products_equal_a_plain_loop() {
         let (m, n, k) = (130, 260, 170);
         for trans_a in [NO_TRANSPOSE, TRANSPOSE] {
             for trans_b in [NO_TRANSPOSE, TRANSPOSE] {
-                for (m, n) in [(m, n), (n, m)] {
+                for (m, n) in [(m, n), (n, m), (1, n), (m, 1), (1, 1)] {
                     product(trans_a, trans_b, m, n, k);
                 }
             }

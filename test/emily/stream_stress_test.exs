@@ -1,0 +1,297 @@
+defmodule Emily.StreamStressTest do
+  # Many streams, processes and tensors. The counts of a normal run are small; those of a soak are the
+  # ones that the package promises. Not async: figures of the whole operating system process are compared.
+  use ExUnit.Case, async: false
+
+  import Emily.Elements
+  import Emily.Eventually
+
+  alias Emily.{Footprint, Memory, Native, Stream}
+  alias Emily.Native.Nif
+
+  @f32 {:f, 32}
+  @megabyte 1_000_000
+
+  defp compute(worker, number) do
+    read(worker, Native.add(worker, tensor([number * 1.0], @f32), tensor([1.0], @f32)))
+  end
+
+  defp settle do
+    :erlang.garbage_collect()
+    Nif.flush()
+  end
+
+  # In batches, so that streams live side by side as they do in a server.
+  defp for_batches(count, fun) do
+    for first <- 1..count//16 do
+      tasks =
+        for n <- first..min(first + 15, count), do: Task.async(fn -> fun.(n) end)
+
+      Task.await_many(tasks, 60_000)
+    end
+
+    settle()
+  end
+
+  describe "streams leave nothing behind" do
+    @describetag skip: not Footprint.known?()
+
+    defp make_and_collect(n) do
+      stream = Stream.new(:cpu)
+      assert {_, _, [sum]} = compute(stream.worker, n)
+      assert sum == n + 1.0
+    end
+
+    defp make_and_close(n) do
+      stream = Stream.new(:cpu)
+      assert {_, _, [sum]} = compute(stream.worker, n)
+      assert sum == n + 1.0
+      Stream.close(stream)
+    end
+
+    defp assert_flat(count, fun) do
+      for_batches(500, fun)
+      before = Footprint.now()
+      for_batches(count, fun)
+
+      # Threads of the BEAM come and go, and a worker's ends when it is joined.
+      after_all =
+        eventually(fn ->
+          settle()
+          now = Footprint.now()
+          now.threads <= before.threads + 2 && now
+        end)
+
+      assert after_all.files <= before.files + 2
+      assert after_all.resident - before.resident < 20 * @megabyte
+      IO.puts("\n#{count} streams: #{inspect(before)} -> #{inspect(after_all)}")
+    end
+
+    test "when they are collected", do: assert_flat(500, &make_and_collect/1)
+    test "when they are closed", do: assert_flat(500, &make_and_close/1)
+
+    @tag :soak
+    @tag timeout: 900_000
+    test "when 10,000 are collected", do: assert_flat(10_000, &make_and_collect/1)
+
+    @tag :soak
+    @tag timeout: 900_000
+    test "when 10,000 are closed", do: assert_flat(10_000, &make_and_close/1)
+  end
+
+  describe "a lazy tensor" do
+    # What every round must give, computed on one stream alone.
+    defp graph(worker, round) do
+      x = Native.arange(worker, 0.0, 64.0, 1.0, @f32)
+      x = Native.reshape(worker, Native.sin(worker, x), [8, 8])
+      x = Native.add(worker, x, tensor([round / 7], @f32))
+      Native.matmul(worker, x, Native.transpose(worker, x, [1, 0]))
+    end
+
+    defp use_of(worker, tensor, n) do
+      sum = Native.add(worker, Native.tanh(worker, tensor), tensor([n * 1.0], @f32))
+      Native.to_binary(worker, Native.sum(worker, sum, [-1], false))
+    end
+
+    defp serial(round, users) do
+      stream = Stream.new(:cpu)
+      for n <- 1..users, do: use_of(stream.worker, graph(stream.worker, round), n)
+    end
+
+    # The home of the tensor is open, closed, or collected with the process that made it.
+    defp lazy_of(:open, round) do
+      stream = Stream.new(:cpu)
+      Process.put(:kept, stream)
+      graph(stream.worker, round)
+    end
+
+    defp lazy_of(:closed, round) do
+      stream = Stream.new(:cpu)
+      tensor = graph(stream.worker, round)
+      Stream.close(stream)
+      tensor
+    end
+
+    defp lazy_of(:collected, round) do
+      Task.await(Task.async(fn -> graph(Stream.new(:cpu).worker, round) end))
+    end
+
+    defp assert_shared(rounds, users) do
+      test = self()
+
+      pids =
+        for n <- 1..users do
+          spawn_link(fn -> user(test, Stream.new(:cpu).worker, n) end)
+        end
+
+      for round <- 1..rounds do
+        fate = Enum.at([:open, :closed, :collected], rem(round, 3))
+        tensor = lazy_of(fate, round)
+        for pid <- pids, do: send(pid, {:use, tensor})
+        got = for n <- 1..users, do: assert_receive({:used, ^n, bytes}, 60_000) && bytes
+        assert {round, fate, got} == {round, fate, serial(round, users)}
+      end
+
+      for pid <- pids, do: send(pid, :stop)
+    end
+
+    defp user(test, worker, n) do
+      receive do
+        {:use, tensor} ->
+          send(test, {:used, n, use_of(worker, tensor, n)})
+          user(test, worker, n)
+
+        :stop ->
+          :ok
+      end
+    end
+
+    test "is shared by 16 processes on 16 streams, whatever becomes of its own" do
+      assert_shared(60, 16)
+    end
+
+    @tag :soak
+    @tag timeout: 900_000
+    test "is shared 1,000 times", do: assert_shared(1_000, 16)
+  end
+
+  describe "callers killed at random" do
+    defp assert_survives(kills) do
+      :rand.seed(:exsss, {kills, 5, 1})
+      streams = for _ <- 1..4, do: Stream.new(:cpu)
+
+      # A slot keeps the thread that MLX made for it, so that all that will be used are used before.
+      warm = for _ <- 1..(div(kills, 8) + 16), do: Stream.new(:cpu)
+      for stream <- streams ++ warm, do: work(stream, 3)
+      for stream <- warm, do: Stream.close(stream)
+      settle()
+      Nif.flush()
+      before = {Memory.stats().active, footprint_threads()}
+
+      victims =
+        for n <- 1..kills do
+          stream = Enum.at(streams, rem(n, 4))
+          {pid, monitor} = spawn_monitor(fn -> busy(stream, own_or(stream, n)) end)
+          {pid, monitor, :rand.uniform(2_000)}
+        end
+
+      # Killed in another order than they were made, while others work, answer and wait; in between this
+      # process computes too, which takes as long as there is work before it.
+      for {pid, _monitor, key} <- Enum.sort_by(victims, &elem(&1, 2)) do
+        assert {_, _, [4.0]} = work(Enum.at(streams, rem(key, 4)), 3)
+        Process.exit(pid, :kill)
+      end
+
+      for {pid, monitor, _key} <- victims do
+        assert_receive {:DOWN, ^monitor, :process, ^pid, :killed}, 60_000
+      end
+
+      for stream <- streams do
+        assert {_, _, [4.0]} = work(stream, 3)
+        eventually(fn -> Stream.info(stream).queue_depth == 0 end)
+      end
+
+      {active, threads} = before
+      eventually(fn -> settled_active() <= active end)
+      eventually(fn -> footprint_threads() <= threads + 2 end)
+
+      IO.puts(
+        "\n#{kills} killed: active #{active} -> #{settled_active()} bytes, threads #{threads} -> #{footprint_threads()}"
+      )
+
+      assert elem(Process.info(self(), :messages), 1) == []
+    end
+
+    defp settled_active do
+      settle()
+      Memory.stats().active
+    end
+
+    defp footprint_threads, do: if(Footprint.known?(), do: Footprint.now().threads, else: 0)
+
+    defp work(stream, number), do: compute(stream.worker, number)
+
+    # For ever: builds, evaluates, reads, has several outputs made, and crosses streams.
+    defp busy(stream, own) do
+      a = Native.full(stream.worker, [96, 96], tensor([1.0 / 96], @f32, []), @f32)
+      product = Native.matmul(stream.worker, a, a)
+      _ = Native.to_binary(own.worker, Native.sum(own.worker, product, [0], false))
+
+      {q, _r} =
+        Native.linalg_qr(
+          stream.worker,
+          Native.slice(stream.worker, product, [0, 0], [16, 16], [1, 1])
+        )
+
+      Native.eval(stream.worker, Native.exp(stream.worker, q))
+      busy(stream, own)
+    end
+
+    defp own_or(stream, n), do: if(rem(n, 8) == 0, do: Stream.new(:cpu), else: stream)
+
+    test "leak nothing, and the streams work on", do: assert_survives(100)
+
+    @tag :soak
+    @tag timeout: 900_000
+    test "500 of them", do: assert_survives(500)
+  end
+
+  describe "schedulers" do
+    # An event names where a process was scheduled in and out; only what a NIF did is ours.
+    defp native_long_schedules(fun) do
+      test = self()
+
+      monitor =
+        spawn_link(fn ->
+          :erlang.system_monitor(self(), [{:long_schedule, 1}])
+          send(test, :monitoring)
+          collect(test, [])
+        end)
+
+      assert_receive :monitoring
+      fun.()
+      send(monitor, :report)
+      assert_receive {:events, events}, 60_000
+
+      for {:monitor, _pid, :long_schedule, info} <- events,
+          location <- [info[:in], info[:out]],
+          match?({Nif, _, _}, location),
+          do: info
+    end
+
+    defp collect(test, events) do
+      receive do
+        {:monitor, _, :long_schedule, _} = event ->
+          collect(test, [event | events])
+
+        :report ->
+          :erlang.system_monitor(:undefined)
+          send(test, {:events, Enum.reverse(events)})
+      end
+    end
+
+    defp load(tensors) do
+      computing =
+        for n <- 1..16 do
+          Task.async(fn ->
+            w = Stream.new(:cpu).worker
+            for _ <- 1..div(tensors, 16), do: compute(w, n)
+          end)
+        end
+
+      large = :binary.copy(<<1>>, 256 * @megabyte)
+      w = Stream.new(:cpu).worker
+      tensor = Emily.from_binary(large, [256 * @megabyte], {:u, 8})
+      _ = Native.to_binary(w, tensor)
+      Native.deallocate(tensor)
+      Task.await_many(computing, 600_000)
+    end
+
+    # Depends on what else the machine does, so that it is no part of a normal run.
+    @tag :soak
+    @tag timeout: 900_000
+    test "are not held by NIFs or destructors" do
+      assert native_long_schedules(fn -> load(100_000) end) == []
+    end
+  end
+end
