@@ -236,62 +236,97 @@ defmodule Emily.StreamStressTest do
     test "500 of them", do: assert_survives(500)
   end
 
-  describe "schedulers" do
-    # An event names where a process was scheduled in and out; only what a NIF did is ours.
-    defp native_long_schedules(fun) do
+  describe "a scheduler" do
+    # A busy machine interrupts any slice of any process, so that slices are counted and not forbidden: a
+    # function that holds its scheduler does so in every call.
+    defp long_slices(funs) do
       test = self()
+      watcher = spawn_link(fn -> watch(test, []) end)
+      :erlang.system_monitor(watcher, [{:long_schedule, 1}])
+      started = for fun <- funs, do: spawn_monitor(fun)
 
-      monitor =
-        spawn_link(fn ->
-          :erlang.system_monitor(self(), [{:long_schedule, 1}])
-          send(test, :monitoring)
-          collect(test, [])
-        end)
+      for {pid, monitor} <- started do
+        assert_receive {:DOWN, ^monitor, :process, ^pid, :normal}, 600_000
+      end
 
-      assert_receive :monitoring
-      fun.()
-      send(monitor, :report)
-      assert_receive {:events, events}, 60_000
-
-      for {:monitor, _pid, :long_schedule, info} <- events,
-          location <- [info[:in], info[:out]],
-          match?({Nif, _, _}, location),
-          do: info
+      send(watcher, :report)
+      assert_receive {:slices, pids}, 60_000
+      :erlang.system_monitor(:undefined)
+      for {pid, _monitor} <- started, do: Enum.count(pids, &(&1 == pid))
     end
 
-    defp collect(test, events) do
+    defp watch(test, pids) do
       receive do
-        {:monitor, _, :long_schedule, _} = event ->
-          collect(test, [event | events])
-
-        :report ->
-          :erlang.system_monitor(:undefined)
-          send(test, {:events, Enum.reverse(events)})
+        {:monitor, pid, :long_schedule, _info} -> watch(test, [pid | pids])
+        :report -> send(test, {:slices, pids})
       end
     end
 
-    defp load(tensors) do
-      computing =
-        for n <- 1..16 do
-          Task.async(fn ->
-            w = Stream.new(:cpu).worker
-            for _ <- 1..div(tensors, 16), do: compute(w, n)
-          end)
-        end
+    defp write_and_read(bytes, rounds) do
+      fn ->
+        w = Stream.new(:cpu).worker
 
-      large = :binary.copy(<<1>>, 256 * @megabyte)
-      w = Stream.new(:cpu).worker
-      tensor = Emily.from_binary(large, [256 * @megabyte], {:u, 8})
-      _ = Native.to_binary(w, tensor)
-      Native.deallocate(tensor)
-      Task.await_many(computing, 600_000)
+        for _ <- 1..rounds do
+          tensor = Emily.from_binary(bytes, [byte_size(bytes)], {:u, 8})
+          assert byte_size(Native.to_binary(w, tensor)) == byte_size(bytes)
+          Native.deallocate(tensor)
+          :erlang.yield()
+        end
+      end
     end
 
-    # Depends on what else the machine does, so that it is no part of a normal run.
+    # The same without the scheduler for long calls.
+    defp write_on_scheduler(bytes, rounds) do
+      fn ->
+        for _ <- 1..rounds do
+          Nif.from_binary(bytes, [byte_size(bytes)], {:u, 8}, :cpu)
+          # A slice is told when it ends.
+          :erlang.yield()
+        end
+      end
+    end
+
+    defp compute_many(count, number) do
+      fn ->
+        w = Stream.new(:cpu).worker
+        for _ <- 1..count, do: compute(w, number)
+      end
+    end
+
+    defp collect_many(count) do
+      fn ->
+        w = Stream.new(:cpu).worker
+        x = tensor([1.0], @f32)
+        for _ <- 1..count, do: Native.exp(w, Native.add(w, x, x))
+      end
+    end
+
+    test "is not held while large binaries are written, read and given back" do
+      bytes = :binary.copy(:binary.copy(<<1>>, @megabyte), 64)
+      rounds = 20
+      [ours] = long_slices([write_and_read(bytes, rounds)])
+      [held] = long_slices([write_on_scheduler(bytes, rounds)])
+      assert held >= div(rounds, 2)
+      assert ours <= div(rounds, 2)
+    end
+
     @tag :soak
     @tag timeout: 900_000
-    test "are not held by NIFs or destructors" do
-      assert native_long_schedules(fn -> load(100_000) end) == []
+    test "is not held while 16 processes compute and 100,000 tensors are collected" do
+      bytes = :binary.copy(:binary.copy(<<1>>, @megabyte), 256)
+      computing = for n <- 1..16, do: compute_many(6_250, n)
+
+      [large, collecting | computing] =
+        long_slices([write_and_read(bytes, 40), collect_many(100_000) | computing])
+
+      IO.puts(
+        "\nslices of 1 ms: #{Enum.sum(computing)} of 100,000 computations, " <>
+          "#{collecting} of 100,000 tensors collected, #{large} of 120 calls with 256 MB"
+      )
+
+      assert Enum.sum(computing) < 1_000
+      assert collecting < 1_000
+      assert large < 20
     end
   end
 end

@@ -128,6 +128,7 @@ impl Program {
         go_on: GoOn,
     ) -> Result<Vec<Tensor>> {
         self.check_inputs(inputs)?;
+        Tensor::settle_risks(inputs.iter())?;
         let handles = inputs.iter().map(|input| input.handle(OP)).collect::<Result<Vec<_>>>()?;
         let outputs = self.replay(handles, &home.build(), Mode::Compute(go_on))?;
         evaluate(OP, &outputs)?;

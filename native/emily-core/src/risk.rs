@@ -46,6 +46,11 @@ impl Risks {
         }
     }
 
+    /// Whether there are none.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// The error of what has failed.
     pub(crate) fn check(&self) -> Result<()> {
         self.0.iter().filter_map(|risk| risk.get()).cloned().collect()

@@ -176,10 +176,9 @@ impl Tensor {
         inputs: &[Option<&Tensor>],
         home: &Arc<Home>,
     ) -> Result<Vec<Self>> {
+        Self::settle_risks(inputs.iter().flatten().copied())?;
         let arrays = with_arrays(op.name(), inputs, |arrays| op.build_all(&home.build(), arrays))?;
-        let outcome = evaluate(op.name(), arrays.iter());
-        inputs.iter().flatten().for_each(|input| input.0.risks.settle(&outcome));
-        outcome?;
+        evaluate(op.name(), arrays.iter())?;
         Ok(arrays.into_iter().map(|array| Self::ready(array, home)).collect())
     }
 
@@ -247,6 +246,17 @@ impl Tensor {
         let outcome = evaluate("Eval", handles.iter());
         pending.iter().for_each(|tensor| tensor.settle(&outcome));
         outcome
+    }
+
+    /// Evaluates those inputs of a job that can fail, on the thread that holds their slot: a failure of
+    /// the job's own evaluation is not theirs then.
+    pub(crate) fn settle_risks<'a>(inputs: impl Iterator<Item = &'a Tensor>) -> Result<()> {
+        let is_at_risk = |tensor: &&Tensor| !tensor.is_ready() && !tensor.0.risks.is_empty();
+        let risky: Vec<_> = inputs.filter(is_at_risk).cloned().collect();
+        if risky.is_empty() {
+            return Ok(());
+        }
+        Self::evaluate(&risky)
     }
 
     /// After an evaluation with this tensor in its graph.

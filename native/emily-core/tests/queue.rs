@@ -47,6 +47,8 @@ struct Ledger {
     refused: Mutex<Vec<usize>>,
     /// Jobs that had begun to run when the end was called for.
     run_at_end: AtomicUsize,
+    /// Jobs that began to run when the queue took no more.
+    run_closed: AtomicUsize,
 }
 
 impl Ledger {
@@ -68,7 +70,10 @@ fn ended_while_callers_submit(capacity: usize, end: End) {
         thread::spawn(move || {
             queue.serve(
                 &jobs,
-                |job| Ledger::enter(&ledger.run, job),
+                |job| {
+                    ledger.run_closed.fetch_add(usize::from(!queue.is_open()), SeqCst);
+                    Ledger::enter(&ledger.run, job);
+                },
                 |job| Ledger::enter(&ledger.refused, job),
             );
         })
@@ -114,7 +119,10 @@ fn ended_while_callers_submit(capacity: usize, end: End) {
     match end {
         End::Finish => assert!(refused.is_empty(), "jobs inside a finished queue are run"),
         // One may have been on its way from the flag to its work.
-        End::Stop => assert!(run.len() <= ledger.run_at_end.load(SeqCst) + 1),
+        End::Stop => {
+            assert!(run.len() <= ledger.run_at_end.load(SeqCst) + 1);
+            assert!(ledger.run_closed.load(SeqCst) <= 1);
+        }
     }
 }
 

@@ -75,6 +75,19 @@ fn a_failed_evaluation_fails_again() {
 }
 
 #[test]
+fn an_input_that_fails_fails_its_job_and_later_uses() {
+    let worker = worker();
+    let singular = tensor(&[1.0, 2.0, 2.0, 4.0], &[2, 2]);
+    let inverse = build(&worker, &Op::LinalgInv, &[&singular]).unwrap();
+    let above = build(&worker, &Op::Negative, &[&inverse]).unwrap();
+    let apply = || accepted(|reply| worker.apply(Op::LinalgQr, vec![Some(above.clone())], reply));
+    let error = apply().wait().unwrap_err();
+    assert_eq!(error.kind(), Kind::Runtime);
+    assert_eq!(apply().wait().unwrap_err(), error);
+    assert_eq!(read(&worker, &inverse).unwrap_err(), error);
+}
+
+#[test]
 fn a_failure_spares_what_was_computed_before() {
     let worker = worker();
     let regular = tensor(&[2.0, 0.0, 0.0, 4.0], &[2, 2]);
