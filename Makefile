@@ -29,7 +29,7 @@ test: setup
 	$(MIX) test
 
 bench: build
-	@for bench in bench/*.exs; do echo "== $$bench"; $(MIX) run $$bench || exit 1; done
+	@for bench in $(filter-out $(if $(filter none,$(SITUATION)),bench/backend.exs),$(wildcard bench/*.exs)); do echo "== $$bench"; $(MIX) run $$bench || exit 1; done
 
 fmt: setup
 	cargo fmt --all

@@ -4,6 +4,8 @@ defmodule Emily.BackendAxonTest do
 
   @compile {:no_warn_undefined, [Axon, Axon.Loop, Axon.ModelState]}
 
+  @moduletag capture_log: true
+
   unless Code.ensure_loaded?(Axon), do: @moduletag(skip: "Axon is not there")
 
   @iterations 30

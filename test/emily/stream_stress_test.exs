@@ -21,6 +21,10 @@ defmodule Emily.StreamStressTest do
     Nif.flush()
   end
 
+  # The figures of a soak.
+  defp report(figures, true), do: IO.puts("\n" <> figures)
+  defp report(_figures, false), do: :ok
+
   # In batches, so that streams live side by side as they do in a server.
   defp for_batches(count, fun) do
     for first <- 1..count//16 do
@@ -64,7 +68,7 @@ defmodule Emily.StreamStressTest do
 
       assert after_all.files <= before.files + 2
       assert after_all.resident - before.resident < 20 * @megabyte
-      IO.puts("\n#{count} streams: #{inspect(before)} -> #{inspect(after_all)}")
+      report("#{count} streams: #{inspect(before)} -> #{inspect(after_all)}", count >= 10_000)
     end
 
     test "when they are collected", do: assert_flat(500, &make_and_collect/1)
@@ -195,8 +199,10 @@ defmodule Emily.StreamStressTest do
       eventually(fn -> settled_active() <= active end)
       eventually(fn -> footprint_threads() <= threads + 2 end)
 
-      IO.puts(
-        "\n#{kills} killed: active #{active} -> #{settled_active()} bytes, threads #{threads} -> #{footprint_threads()}"
+      report(
+        "#{kills} killed: active #{active} -> #{settled_active()} bytes, " <>
+          "threads #{threads} -> #{footprint_threads()}",
+        kills >= 500
       )
 
       assert elem(Process.info(self(), :messages), 1) == []
@@ -319,9 +325,10 @@ defmodule Emily.StreamStressTest do
       [large, collecting | computing] =
         long_slices([write_and_read(bytes, 40), collect_many(100_000) | computing])
 
-      IO.puts(
-        "\nslices of 1 ms: #{Enum.sum(computing)} of 100,000 computations, " <>
-          "#{collecting} of 100,000 tensors collected, #{large} of 120 calls with 256 MB"
+      report(
+        "slices of 1 ms: #{Enum.sum(computing)} of 100,000 computations, " <>
+          "#{collecting} of 100,000 tensors collected, #{large} of 120 calls with 256 MB",
+        true
       )
 
       assert Enum.sum(computing) < 1_000

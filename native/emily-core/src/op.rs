@@ -20,8 +20,9 @@
 mod attrs;
 pub use attrs::*;
 
-use crate::build::Build;
+use crate::build::{Build, Describe};
 use crate::error::{Error, Result};
+use crate::memory;
 use mlx_rs::Array;
 
 mod conv;
@@ -85,6 +86,14 @@ macro_rules! ops {
             /// [`Error::Arity`] for a wrong number of inputs or an op with several outputs, and what
             /// the op's own checks or MLX find wrong.
             pub fn build(&self, build: &Build, inputs: Inputs) -> Result<Array> {
+                let array = self.build_node(build, inputs)?;
+                if !self.is_view() {
+                    self.check_size(build, &array)?;
+                }
+                Ok(array)
+            }
+
+            fn build_node(&self, build: &Build, inputs: Inputs) -> Result<Array> {
                 match self {
                     $(ops!(@bind attrs $one $(($one_attrs))?) => {
                         check_arity(stringify!($one), &$one_arity, inputs)?;
@@ -103,6 +112,7 @@ macro_rules! ops {
                 match self {
                     $(ops!(@bind attrs $sev $(($sev_attrs))?) => {
                         check_arity(stringify!($sev), &$sev_arity, inputs)?;
+                        inputs.iter().flatten().try_for_each(|x| self.check_size(build, x))?;
                         ops!(@call $sev_fn, attrs, build, inputs, $(($sev_attrs))?)
                     })*
                     _ => self.build(build, inputs).map(|array| vec![array]),
@@ -117,6 +127,41 @@ macro_rules! ops {
     (@call $fn:path, $at:ident, $build:ident, $inputs:ident,) => { $fn($build, $inputs) };
     (@call $fn:path, $at:ident, $build:ident, $inputs:ident, ($attrs:ty)) => { $fn($build, $at, $inputs) };
 }
+
+impl Op {
+    /// MLX on the CPU counts elements in `int`, and writes to what it allocated without asking whether the
+    /// system gave it anything.
+    fn check_size(&self, build: &Build, array: &Array) -> Result<()> {
+        let elements =
+            array.shape_of().iter().fold(1, |n: i128, &size| n.saturating_mul(i128::from(size)));
+        elementwise::check_countable(build, self.name(), elements)?;
+        let bytes = elements * array.dtype_of().size() as i128;
+        if build.is_cpu() && bytes > SURELY_GIVEN {
+            let limit = memory::limit()?;
+            if bytes > limit as i128 {
+                let expected = format!("at most {limit} bytes, the memory limit");
+                return Err(Error::argument(self.name(), "shape", expected, array.shape_of()));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the result is another look at the input's elements, whatever its shape.
+    fn is_view(&self) -> bool {
+        matches!(
+            self,
+            Op::BroadcastTo(_)
+                | Op::Transpose(_)
+                | Op::Swapaxes(_)
+                | Op::Squeeze(_)
+                | Op::ExpandDims(_)
+                | Op::StopGradient
+        )
+    }
+}
+
+/// Bytes that any system gives to a process that asks.
+const SURELY_GIVEN: i128 = 1 << 28;
 
 /// How many inputs a row takes: `2`, `1..`, `1..=3`.
 trait ArityRule {
