@@ -95,16 +95,18 @@ defmodule Mix.Tasks.Compile.EmilyNif do
     wheels = for {package, files} <- companions(variant), do: {fetch(package), files}
     library = cargo_build()
 
-    unless built?(variant), do: File.rm_rf!(@priv)
     File.rm(@stamp)
-    copy(library, @nif)
 
-    for {wheel, patterns} <- wheels,
-        pattern <- patterns,
-        file <- Path.wildcard(Path.join(wheel, pattern)),
-        File.regular?(file),
-        do: copy(file, Path.join(@priv, Path.relative_to(file, wheel)))
+    companions =
+      for {wheel, patterns} <- wheels,
+          pattern <- patterns,
+          file <- Path.wildcard(Path.join(wheel, pattern)),
+          File.regular?(file),
+          do: {file, Path.join(@priv, Path.relative_to(file, wheel))}
 
+    files = [{library, @nif} | companions]
+    for {from, to} <- files, do: copy(from, to)
+    remove_others(for {_from, to} <- files, do: to)
     link_nvidia(variant)
     File.write!(@stamp, stamp)
     # Mix has linked priv/ into the build before this compiler ran, if it was there.
@@ -155,12 +157,12 @@ defmodule Mix.Tasks.Compile.EmilyNif do
 
   ## Filling priv/
 
-  # Files of another variant must not stay.
-  defp built?(variant) do
-    case File.read(@stamp) do
-      {:ok, stamp} -> String.starts_with?(stamp, variant <> " ")
-      {:error, _} -> false
-    end
+  # Files of another variant must not stay. Those with a number behind their name are another Mix's, which
+  # an editor may run at the same time.
+  defp remove_others(files) do
+    for file <- Path.wildcard("#{@priv}/{mlx,mlx_*,scipy_*}/**"),
+        File.regular?(file) and file not in files and not (file =~ ~r/\.\d+$/),
+        do: File.rm(file)
   end
 
   # Renamed into place, since a running VM may have the old file mapped.

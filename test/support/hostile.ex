@@ -175,7 +175,7 @@ defmodule Emily.Hostile do
       2 -> :rand.uniform(10) - 5
       3 -> number()
       4 -> pick([nil, true, false, :cpu, :gpu, :cache, :memory, :exp, :add, :zzz])
-      5 -> :crypto.strong_rand_bytes(:rand.uniform(20))
+      5 -> :rand.bytes(:rand.uniform(20))
       6 -> pick([<<1::3>>, "", "weights.npy", <<255, 0>>])
       7 -> make_ref()
       8 -> pick([self(), fn -> :ok end, hd(Port.list())])
