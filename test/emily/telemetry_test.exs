@@ -7,6 +7,7 @@ defmodule Emily.TelemetryTest do
   alias Emily.{Memory, Native, Telemetry}
 
   # Without the application there are no events to test.
+  @compile {:no_warn_undefined, :telemetry}
   @moduletag skip: not Code.ensure_loaded?(:telemetry)
 
   @prefixes [[:emily, :eval], [:emily, :to_binary], [:emily, :fallback]]
