@@ -175,7 +175,7 @@ defmodule Bench.Backend do
   end
 
   # Threads of a BLAS spin for a while after their work, and would take the rival's turn.
-  defp rest, do: Process.sleep(20)
+  defp rest, do: Process.sleep(100)
 
   ## Memory
 

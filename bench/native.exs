@@ -93,7 +93,7 @@ defmodule Bench.Native do
     b = Native.random_normal(w, [size, size], {:f, 32}, 1.0, 1.0, key)
     Native.eval(w, [a, b])
     multiply = fn -> Native.eval(w, Native.matmul(w, a, b)) end
-    gflops = 2 * size ** 3 / best(3, multiply) / 1000
+    gflops = 2 * size ** 3 / best(10, multiply) / 1000
 
     row("f32 matmul 1024, GFLOP/s", gflops, reference("openblas")["gflops"], "OpenBLAS", ">= 0.9")
 
