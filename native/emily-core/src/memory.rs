@@ -50,56 +50,7 @@ pub fn reset_peak() -> Result<()> {
 pub fn clear_cache() -> Result<()> {
     mlx::install_error_handler();
     // SAFETY: takes nothing.
-    let cleared = mlx::check("Memory", unsafe { mlx_sys::mlx_clear_cache() });
-    malloc::trim();
-    cleared
-}
-
-/// Lets malloc keep what MLX frees, as it does in a process that leaves it alone. To be called once.
-pub(crate) fn prepare() {
-    malloc::keep();
-}
-
-/// On a CPU MLX's buffers come from malloc. glibc raises by itself the size from which on it asks the
-/// system for each buffer, but no longer once a program has set any of its limits, and the BEAM does: a
-/// large result then costs a page fault for every 4 KiB, several times what computing it costs.
-#[cfg(all(target_os = "linux", target_env = "gnu"))]
-mod malloc {
-    use std::ffi::c_int;
-
-    const M_TRIM_THRESHOLD: c_int = -1;
-    const M_MMAP_THRESHOLD: c_int = -3;
-
-    /// Buffers above this size are the system's; the second is what older glibc takes at the most.
-    const SYSTEMS: [c_int; 2] = [1 << 28, 1 << 25];
-
-    /// Free bytes at the end of the heap above which they go back to the system.
-    const KEPT: c_int = 1 << 29;
-
-    extern "C" {
-        fn mallopt(parameter: c_int, value: c_int) -> c_int;
-        fn malloc_trim(pad: usize) -> c_int;
-    }
-
-    pub(super) fn keep() {
-        // SAFETY: sets a number in malloc's state, under its lock.
-        let taken = SYSTEMS.iter().any(|&size| unsafe { mallopt(M_MMAP_THRESHOLD, size) } == 1);
-        if taken {
-            // SAFETY: as above.
-            unsafe { mallopt(M_TRIM_THRESHOLD, KEPT) };
-        }
-    }
-
-    pub(super) fn trim() {
-        // SAFETY: gives free memory back, under malloc's locks.
-        unsafe { malloc_trim(0) };
-    }
-}
-
-#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
-mod malloc {
-    pub(super) fn keep() {}
-    pub(super) fn trim() {}
+    mlx::check("Memory", unsafe { mlx_sys::mlx_clear_cache() })
 }
 
 /// What can be limited.

@@ -5,7 +5,6 @@ use crate::device::Device;
 use crate::dtype::Dtype;
 use crate::error::Result;
 use crate::halt;
-use crate::memory;
 use crate::mlx;
 use crate::op::{Fill, Op};
 use crate::slot::Lease;
@@ -63,7 +62,6 @@ pub fn start() -> Result<()> {
 }
 
 fn prepare() -> Result<()> {
-    memory::prepare();
     mlx::install_error_handler();
     let device = Device::preferred();
     // SAFETY: a live device; nothing else of MLX runs yet.
