@@ -5,6 +5,9 @@ defmodule Emily.Native.Call do
   # A lazy input that is at home in another stream's slot is made ready there first: the NIF says
   # `{:elsewhere, tensors}` instead of working, and is asked again when they are. So a caller waits only
   # when it mixes streams.
+  #
+  # Each function makes its own tag and has its own `receive`: only where both stand in one function does
+  # the BEAM skip the messages that were there before.
 
   import Kernel, except: [apply: 3]
 
