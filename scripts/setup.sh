@@ -38,7 +38,7 @@ has() {
         /Library/Developer/CommandLineTools/usr/lib
         /Applications/Xcode.app/Contents/Developer/Toolchains/XcodeDefault.xctoolchain/usr/lib"
       # shellcheck disable=SC2086 # these are patterns
-      [ -n "$(find $folders -maxdepth 1 \( -name 'libclang.so*' -o -name 'libclang-*.so*' -o -name libclang.dylib \) 2>/dev/null)" ]
+      [ -n "$(find $folders -maxdepth 1 \( -name 'libclang.so*' -o -name 'libclang-[0-9]*.so*' -o -name libclang.dylib \) 2>/dev/null)" ]
       ;;
   esac
 }
