@@ -53,6 +53,15 @@ impl Build {
         Build { stream: self.cpu, ..*self }
     }
 
+    /// The device that nodes are computed on.
+    pub(crate) fn device(&self) -> Device {
+        if self.is_cpu() {
+            Device::Cpu
+        } else {
+            Device::Gpu
+        }
+    }
+
     /// Whether nodes are computed on a CPU.
     pub fn is_cpu(&self) -> bool {
         self.stream.ctx == self.cpu.ctx
