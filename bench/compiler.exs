@@ -51,7 +51,7 @@ defmodule Bench.Llama do
   # One buffer a tensor, as loaded weights have.
   defp materialise(params) do
     Nx.Defn.Composite.traverse(params, fn t ->
-      Nx.from_binary(Nx.to_binary(t), t.type) |> Nx.reshape(t.shape) |> Nx.backend_copy()
+      Nx.from_binary(Nx.to_binary(t), t.type) |> Nx.reshape(t.shape)
     end)
   end
 
