@@ -134,11 +134,11 @@ defmodule Bench.Compiler do
 
   defp decode(python, layers, width, rounds) do
     {params, cache} = Bench.Llama.new(layers, width, @cache)
-    templates = [Nx.template({1}, :s32), Nx.template({}, :s32), Nx.donatable(cache), params]
+    templates = [Nx.template({1}, :s32), Nx.template({}, :s32), cache, params]
 
     lanes =
       for {name, opts} <- [native: [], fuse: [fuse: true], eager: [native: false]] do
-        opts = [compiler: Emily.Compiler, native_fallback: :raise] ++ opts
+        opts = [compiler: Emily.Compiler, native_fallback: :raise, donate: [2]] ++ opts
         step = Nx.Defn.compile(&Bench.Llama.step/4, templates, opts)
 
         {name,
@@ -175,7 +175,7 @@ defmodule Bench.Compiler do
         offset = Nx.tensor(rem(offset, @cache), type: :s32)
 
         timed(fn ->
-          {token, cache} = step.(token, offset, Nx.donatable(cache), params)
+          {token, cache} = step.(token, offset, cache, params)
           Nx.to_binary(token)
           {token, cache}
         end)

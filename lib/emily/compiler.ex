@@ -22,6 +22,7 @@ defmodule Emily.Compiler do
     * `:device` - `:gpu` (default) or `:cpu`: where a process without a stream computes.
     * `:max_concurrency` - the number of partitions of an `Nx.Serving`, each of which has a stream of its
       own. Default: 1.
+    * `:donate` - the positions of the arguments, from 0, that calls give away; see below. Default: none.
     * `:hooks` - functions in place of those of named hooks, by name.
 
   Other options are ignored. `config :emily, native: false`, and so for `:native_fallback` and `:fuse`, sets
@@ -35,9 +36,10 @@ defmodule Emily.Compiler do
 
   ## Donation
 
-  A tensor that was marked by `Nx.donatable/1` is given away by the call: its buffer may be reused for a
-  result, so that a cache that is passed on is updated in place. Later uses of it raise. A tensor that
-  stands in several places of the arguments is not given away.
+  A call gives the tensors of the arguments in `:donate` away, and those that `Nx.donatable/1` (since Nx 0.13.2)
+  has marked: their buffers may be reused for results, so that a cache that is passed on is updated in
+  place. Later uses of such a tensor raise. One that stands in several places of the arguments is not
+  given away.
 
   ## Cache
 
@@ -100,7 +102,8 @@ defmodule Emily.Compiler do
       native: boolean(:native, opts, true),
       fuse: boolean(:fuse, opts, false),
       fallback: fallback(opts),
-      hooks: Map.new(Keyword.get(opts, :hooks, %{}))
+      hooks: Map.new(Keyword.get(opts, :hooks, %{})),
+      donate: donate(Keyword.get(opts, :donate, []))
     }
   end
 
@@ -127,6 +130,15 @@ defmodule Emily.Compiler do
       other ->
         raise ArgumentError,
               "invalid :native_fallback, expected :eval or :raise, got: #{inspect(other)}"
+    end
+  end
+
+  defp donate(positions) do
+    if is_list(positions) and Enum.all?(positions, &(is_integer(&1) and &1 >= 0)) do
+      positions
+    else
+      raise ArgumentError,
+            "invalid :donate, expected a list of positions of arguments, got: #{inspect(positions)}"
     end
   end
 
@@ -166,7 +178,7 @@ defmodule Emily.Compiler do
 
   defp executable(key, vars, fun, config, worker) do
     device = Emily.Stream.device(worker)
-    cache_key = {key, signature(vars), device, config.fuse, config.hooks}
+    cache_key = {key, signature(vars), device, config.fuse, config.hooks, config.donate}
 
     Cache.fetch(cache_key, key, fn -> compile(key, vars, fun, config, worker) end)
   end
@@ -175,14 +187,14 @@ defmodule Emily.Compiler do
   defp signature(vars) do
     Enum.map(vars, fn var ->
       Composite.traverse(var, fn t ->
-        {t.type, t.shape, t.names, t.vectorized_axes, t.donatable?}
+        {t.type, t.shape, t.names, t.vectorized_axes, Executable.donatable?(t)}
       end)
     end)
   end
 
   defp compile(key, vars, fun, config, worker) do
     Telemetry.span([:emily, :compiler, :compile], %{key: key}, fn ->
-      executable = Executable.compile(fun, vars, worker, config.fuse, config.hooks)
+      executable = Executable.compile(fun, vars, worker, config)
       {{:ok, executable}, %{key: key, op_count: executable.op_count}}
     end)
   rescue

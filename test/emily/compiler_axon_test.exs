@@ -91,20 +91,9 @@ defmodule Emily.CompilerAxonTest do
   defp model(:gru), do: recurrent(&Axon.gru/3, 1)
 
   defp without_fallback(fun) do
-    parent = self()
-    handler = "fallback-#{System.unique_integer()}"
     events = [[:emily, :fallback, :start], [:emily, :compiler, :fallback]]
-
-    :telemetry.attach_many(
-      handler,
-      events,
-      fn event, _, metadata, _ -> if self() == parent, do: send(parent, {event, metadata}) end,
-      nil
-    )
-
-    result = fun.()
-    :telemetry.detach(handler)
-    refute_received {[:emily | _], _}
+    result = Emily.Events.during(events, fun)
+    refute_received {[:emily | _], _, _}
     result
   end
 

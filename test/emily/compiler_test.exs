@@ -360,26 +360,16 @@ defmodule Emily.CompilerTest do
 
   ## The cache
 
+  @compiled [:emily, :compiler, :compile, :stop]
+
   defp compilations(fun) do
-    parent = self()
-    handler = "compilations-#{System.unique_integer()}"
-    event = [:emily, :compiler, :compile, :stop]
-
-    :telemetry.attach(
-      handler,
-      event,
-      fn _, _, _, _ -> if self() == parent, do: send(parent, :compiled) end,
-      nil
-    )
-
-    fun.()
-    :telemetry.detach(handler)
-    count_messages(:compiled, 0)
+    Emily.Events.during([@compiled], fun)
+    count(fn _ -> true end, 0)
   end
 
-  defp count_messages(message, count) do
+  defp count(counts?, count) do
     receive do
-      ^message -> count_messages(message, count + 1)
+      {@compiled, _, %{key: key}} -> count(counts?, if(counts?.(key), do: count + 1, else: count))
     after
       0 -> count
     end
@@ -404,24 +394,16 @@ defmodule Emily.CompilerTest do
 
   test "several processes that want one program make it once" do
     fun = fn x -> Nx.add(Nx.multiply(x, 3), 1) end
-    parent = self()
-    handler = "concurrent-#{System.unique_integer()}"
-
-    :telemetry.attach(
-      handler,
-      [:emily, :compiler, :compile, :stop],
-      fn _, _, %{key: key}, _ -> if key == fun, do: send(parent, :compiled) end,
-      nil
-    )
 
     results =
-      1..16
-      |> Task.async_stream(fn n -> Nx.to_number(jit(fun).(n)) end, max_concurrency: 16)
-      |> Enum.map(fn {:ok, n} -> n end)
+      Emily.Events.during([@compiled], [of_all: true], fn ->
+        1..16
+        |> Task.async_stream(fn n -> Nx.to_number(jit(fun).(n)) end, max_concurrency: 16)
+        |> Enum.map(fn {:ok, n} -> n end)
+      end)
 
-    :telemetry.detach(handler)
     assert results == Enum.map(1..16, &(&1 * 3 + 1))
-    assert count_messages(:compiled, 0) == 1
+    assert count(&(&1 == fun), 0) == 1
   end
 
   test "a function that cannot be compiled leaves its key free" do
@@ -445,7 +427,7 @@ defmodule Emily.CompilerTest do
   end
 
   test "wrong options are named" do
-    for {name, value} <- [native: 1, fuse: :yes, native_fallback: :no, device: :tpu] do
+    for {name, value} <- [native: 1, fuse: :yes, native_fallback: :no, device: :tpu, donate: 1] do
       assert_raise ArgumentError, ~r/#{name}/, fn -> jit(& &1, [{name, value}]).(1) end
     end
 
@@ -484,16 +466,27 @@ defmodule Emily.CompilerTest do
   ## Donation
 
   test "a donated tensor is given away, one that stands twice is not" do
-    fun = jit(&Nx.put_slice(&1, [0], &2))
-    cache = Nx.donatable(Nx.broadcast(Nx.tensor(0.0), {4}))
-    assert numbers(fun.(cache, Nx.tensor([1.0]))) == [1.0, 0.0, 0.0, 0.0]
+    fun = jit(&Nx.put_slice(&2, [0], &1), donate: [1])
+    {cache, update} = {Nx.broadcast(Nx.tensor(0.0), {4}), Nx.tensor([1.0])}
+    assert numbers(fun.(update, cache)) == [1.0, 0.0, 0.0, 0.0]
     assert_raise ArgumentError, ~r/deallocated/, fn -> Nx.to_binary(cache) end
+    assert numbers(update) == [1.0]
 
-    both = jit(fn {a, b} -> {Nx.add(a, 1), Nx.add(b, 2)} end)
-    cache = Nx.donatable(Nx.tensor([1, 2]))
+    both = jit(fn {a, b} -> {Nx.add(a, 1), Nx.add(b, 2)} end, donate: [0])
+    cache = Nx.tensor([1, 2])
     {a, b} = both.({cache, cache})
     assert {numbers(a), numbers(b)} == {[2, 3], [3, 4]}
     assert numbers(cache) == [1, 2]
+  end
+
+  if function_exported?(Nx, :donatable, 1) do
+    test "a tensor that Nx marks is donated, its results are not" do
+      t = Nx.donatable(Nx.tensor([1, 2]))
+      result = jit(&{&1, Nx.add(&1, 1)}).(t)
+      assert {[1, 2], [2, 3]} == {numbers(elem(result, 0)), numbers(elem(result, 1))}
+      refute Nx.donatable?(elem(result, 0))
+      assert_raise ArgumentError, ~r/deallocated/, fn -> Nx.to_binary(t) end
+    end
   end
 
   ## Streams

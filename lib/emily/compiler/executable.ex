@@ -16,12 +16,13 @@ defmodule Emily.Compiler.Executable do
   @doc """
   Compiles the function that builds an expression from its parameters.
 
-  Raises `Emily.Compiler.Trace.Unsupported` for what no program can have.
+  `donate` has the positions of the arguments whose tensors are given away. Raises
+  `Emily.Compiler.Trace.Unsupported` for what no program can have.
   """
-  def compile(fun, vars, worker, fuse, hooks) do
-    donated = for %T{donatable?: true} = t <- Composite.flatten_list(vars), do: position(t)
+  def compile(fun, vars, worker, %{fuse: fuse, hooks: hooks, donate: donate}) do
+    donated = donated(vars, donate)
     container = fun.(vars)
-    outputs = Composite.traverse(container, &%{Nx.to_template(&1) | donatable?: false})
+    outputs = Composite.traverse(container, &undonated(Nx.to_template(&1)))
     device = Emily.Stream.device(worker)
 
     {nodes, types, calls} =
@@ -39,7 +40,22 @@ defmodule Emily.Compiler.Executable do
     }
   end
 
-  defp position(%T{data: %Nx.Defn.Expr{op: :parameter, args: [index]}}), do: index
+  # The positions of tensors among those of all arguments.
+  defp donated(vars, donate) do
+    for {var, argument} <- Enum.with_index(vars),
+        t <- Composite.flatten_list([var]),
+        argument in donate or donatable?(t) do
+      %T{data: %Nx.Defn.Expr{op: :parameter, args: [index]}} = t
+      index
+    end
+  end
+
+  @doc "Whether a tensor is marked by `Nx.donatable/1`, which Nx has since 0.13.2."
+  def donatable?(t), do: Map.get(t, :donatable?, false)
+
+  # Whoever gets a result has not given it away.
+  defp undonated(%{donatable?: true} = t), do: %{t | donatable?: false}
+  defp undonated(t), do: t
 
   @doc "Runs on a worker with the arguments of a call, functions that give tensors."
   def run(%__MODULE__{} = executable, arguments, worker) do
