@@ -48,7 +48,7 @@ defmodule Emily.MixProject do
         {:nx, "~> 0.13"},
         {:telemetry, "~> 1.0"},
         {:telemetry_metrics, "~> 1.0", optional: true},
-        {:axon, "~> 0.7", only: :test},
+        {:axon, "~> 0.7", optional: true},
         {:stream_data, "~> 1.0", only: [:dev, :test]},
         {:ex_doc, "~> 0.34", only: :dev, runtime: false}
       ]
