@@ -47,7 +47,7 @@ defmodule Emily.Compiler do
   everything else in its arguments. Closures with equal captured values are one function. At most
   `config :emily, compiler_cache_limit: 256` programs are kept, the most recently used ones; they keep
   what their functions captured. `[:emily, :compiler, :compile]` is a telemetry span around each compilation, and
-  a function that was compiled for 64 signatures is logged.
+  a function that was compiled for 64 signatures within a minute is logged.
   """
 
   @behaviour Nx.Defn.Compiler

@@ -1,5 +1,6 @@
 defmodule Emily.CompilerTest do
-  use ExUnit.Case, async: true
+  # Not async: one test bounds the cache that all share.
+  use ExUnit.Case, async: false
 
   import Emily.NxTensors, only: [assert_compiles_alike: 2]
   import Nx.Defn, only: [defn: 2]
@@ -413,6 +414,33 @@ defmodule Emily.CompilerTest do
     Process.delete(:broken)
     assert Nx.to_number(jit(fun).(1)) == 2
   end
+
+  test "many signatures of one function are logged once" do
+    log =
+      ExUnit.CaptureLog.capture_log(fn ->
+        for n <- 1..70, do: jit(&stormy/1).(Nx.iota({n}))
+      end)
+
+    assert [_, rest] = String.split(log, "stormy", parts: 2)
+    assert rest =~ "64 signatures"
+    refute rest =~ "stormy"
+  end
+
+  defn(stormy(x), do: x + 1)
+
+  test "the least recently used program makes room, and is compiled again when it is wanted" do
+    alias Emily.Compiler.Cache
+    limit = Cache.size() + 1
+    Application.put_env(:emily, :compiler_cache_limit, limit)
+    on_exit(fn -> Application.delete_env(:emily, :compiler_cache_limit) end)
+    first = fn -> jit(&evicted/1).(Nx.tensor([1])) end
+    assert compilations(first) == 1
+    for n <- 1..(limit + 1), do: jit(&evicted/1).(Nx.iota({n}, type: :u8))
+    assert Cache.size() <= limit
+    assert compilations(first) == 1
+  end
+
+  defn(evicted(x), do: x * 3)
 
   ## Options
 
