@@ -56,6 +56,7 @@ defmodule Emily.Native.Nif do
   def program_resume(_worker, _run, _tensors, _tag), do: missing()
   def program_abandon(_run), do: missing()
   def program_info(_program), do: missing()
+  def program_fusion(_worker), do: missing()
 
   ## Memory
   def memory_stats, do: missing()

@@ -14,7 +14,7 @@ use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::load;
 use crate::op::Op;
-use crate::program::{Input, Program, Run};
+use crate::program::{self, Input, Program, Run};
 use crate::queue::{Jobs, Queue, Refusal};
 use crate::reaper;
 use crate::reply::{Reply, Value};
@@ -267,6 +267,7 @@ fn run(worker: &Arc<Worker>, lease: Lease, jobs: &Jobs<Job>) {
     worker.queue.serve(jobs, |job| perform(worker, job), |job| refuse(worker, job));
     // What was scheduled without anybody waiting and failed has nobody to be told.
     let _ = worker.slot().synchronize();
+    program::clear_traces();
     drop(lease);
     let handle = worker.thread.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
     if let Some(handle) = handle {

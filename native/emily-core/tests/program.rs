@@ -35,7 +35,7 @@ fn program(
     steps: Vec<Step>,
     outputs: Vec<usize>,
 ) -> Result<Arc<Program>> {
-    Program::new(inputs, constants, steps, outputs, worker.home()).map(Arc::new)
+    Program::new(inputs, constants, steps, outputs, false, worker.home()).map(Arc::new)
 }
 
 fn kept(inputs: &[&Tensor]) -> Vec<Input> {

@@ -5,7 +5,7 @@ use crate::error::{encode_result, wrong};
 use crate::tensor::{self, decode_input, TensorResource};
 use crate::worker::{self, elsewhere, proper, queue};
 use emily_core::error::Result;
-use emily_core::program::{Input, Program, Run, Step, Template};
+use emily_core::program::{can_fuse, Input, Program, Run, Step, Template};
 use emily_core::tensor::Tensor;
 use rustler::types::tuple::get_tuple;
 use rustler::{Atom, Encoder, Env, ListIterator, Resource, ResourceArc, Term};
@@ -50,8 +50,8 @@ fn program_compile<'a>(
         let constants = cores(&constants);
         let steps = decode_list("steps", steps, decode_step)?;
         let outputs = decode_registers(outputs)?;
-        let _fuse: bool = fuse.decode().map_err(|_| wrong(OP, "fuse", "a boolean", fuse))?;
-        let program = Program::new(inputs, constants, steps, outputs, worker.0.home())?;
+        let fuse: bool = fuse.decode().map_err(|_| wrong(OP, "fuse", "a boolean", fuse))?;
+        let program = Program::new(inputs, constants, steps, outputs, fuse, worker.0.home())?;
         Ok(ResourceArc::new(ProgramResource(Arc::new(program))).encode(env))
     };
     encode_result(env, compile())
@@ -123,6 +123,12 @@ fn program_info<'a>(env: Env<'a>, program: Term<'a>) -> Term<'a> {
         (size.ops, size.depth).encode(env)
     };
     encode_result(env, decode_program(program).map(info))
+}
+
+/// Whether `fuse` does anything on the device of `worker`: on a CPU it needs a C++ compiler.
+#[rustler::nif(schedule = "DirtyIo")]
+fn program_fusion<'a>(env: Env<'a>, worker: Term<'a>) -> Term<'a> {
+    encode_result(env, worker::decode(worker).map(|worker| can_fuse(worker.0.device()).encode(env)))
 }
 
 fn decode_program(term: Term) -> Result<Arc<Program>> {
