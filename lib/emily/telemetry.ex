@@ -151,6 +151,16 @@ defmodule Emily.Telemetry do
   end
 
   @doc false
+  # Fusing that was asked for and that MLX cannot do.
+  def warn_unfused do
+    if :ets.insert_new(@dedup, {:unfused}) do
+      Logger.warning(
+        "emily: fuse: true fuses nothing, since MLX finds no C++ compiler (g++ on the PATH)"
+      )
+    end
+  end
+
+  @doc false
   # A block that is computed by its own definition, of operations that are on MLX.
   def block_fallback(%module{}, args) do
     execute([:emily, :block, :fallback], %{}, %{struct: module, args_count: length(args)})
