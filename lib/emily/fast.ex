@@ -50,7 +50,7 @@ defmodule Emily.Fast do
   `x` is `{.., positions, features}`: the position axis is the one before the last. `offset` is the
   position of the first, an integer or an integer tensor: a scalar, or `{batch}` for `x` of rank 3 or more.
   Pair `i` is rotated by `(position + offset) * scale * base^(-2i / dims)`. Angles are in single
-  precision, so that their error grows with the position, by about 1.0e-7 times it. After
+  precision, so that their error grows with the position, by up to 1.0e-7 times it. After
   [Su et al.](https://arxiv.org/abs/2104.09864).
 
   ## Options
