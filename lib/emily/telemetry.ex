@@ -10,6 +10,8 @@ defmodule Emily.Telemetry do
   | `[:emily, :eval, ...]` span of `Emily.eval/1` | none |
   | `[:emily, :to_binary, ...]` span of reading a tensor | `shape`, `dtype`; `:stop` adds `byte_size`, the bytes read |
   | `[:emily, :fallback, ...]` span of an operation that runs on `Nx.BinaryBackend` | `op`, `input_shapes`, `input_dtypes` |
+  | `[:emily, :compiler, :compile, ...]` span of compiling a defn | `key`, the function; `:stop` adds `op_count` |
+  | `[:emily, :compiler, :fallback]` of a defn that is evaluated operation by operation | `key`, `op`, `reason`; measurement `count`, 1 |
   | `[:emily, :block, :fallback]` when one of Nx's named blocks is computed by its definition, on MLX too | `struct`, the block's module, and `args_count`; no measurements |
   | `[:emily, :memory, :stats]` of `Emily.Memory.stats/0` | none; measurements `active`, `peak`, `cache` in bytes |
 
@@ -134,6 +136,18 @@ defmodule Emily.Telemetry do
 
     metadata = %{op: op, input_shapes: shapes, input_dtypes: dtypes}
     span([:emily, :fallback], metadata, fn -> {fun.(), metadata} end)
+  end
+
+  @doc false
+  # A defn that no program can be made of.
+  def compiler_fallback(key, %{op: op, reason: reason}) do
+    execute([:emily, :compiler, :fallback], %{count: 1}, %{key: key, op: op, reason: reason})
+
+    if :ets.insert_new(@dedup, {{:compiler, op}}) do
+      Logger.warning(
+        "emily: #{inspect(key)} is evaluated operation by operation, #{op}: #{reason}"
+      )
+    end
   end
 
   @doc false

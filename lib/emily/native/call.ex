@@ -112,6 +112,105 @@ defmodule Emily.Native.Call do
     end
   end
 
+  @typedoc "Shape and dtype."
+  @type template :: {[non_neg_integer], {atom, pos_integer}}
+
+  @typedoc "Numbers of registers, in which a program computes: inputs, constants, outputs of each step."
+  @type registers :: [non_neg_integer]
+
+  @type step ::
+          {:apply, atom | {atom, map}, [non_neg_integer | nil], output_count :: pos_integer}
+          | {:while, state :: registers, captures :: registers, condition :: reference,
+             body :: reference}
+          | {:cond, predicate :: non_neg_integer, captures :: registers, on_true :: reference,
+             on_false :: reference}
+          | {:call, registers, key :: integer, [template]}
+
+  @doc "Checks a program for the worker's device and returns its reference."
+  @spec compile_program(reference, [template], [reference], [step], registers, boolean) ::
+          reference
+  def compile_program(worker, inputs, constants, steps, outputs, fuse) do
+    case Nif.program_compile(worker, inputs, constants, steps, outputs, fuse) do
+      program when is_reference(program) ->
+        program
+
+      {:elsewhere, tensors} ->
+        make_ready(worker, tensors)
+        compile_program(worker, inputs, constants, steps, outputs, fuse)
+
+      {:error, reason} ->
+        raise_error(reason)
+    end
+  end
+
+  @doc """
+  Runs a program and returns its outputs, ready. An input `{:donate, tensor}` is used up: later uses of
+  the tensor are errors. `on_call` answers each `:call` step, given its key and its tensors, ready.
+  """
+  @spec run_program(
+          reference,
+          reference,
+          [reference | {:donate, reference}],
+          (integer, [reference] -> [reference])
+        ) :: [reference]
+  def run_program(worker, program, inputs, on_call) do
+    tag = make_ref()
+
+    case Nif.program_run(worker, program, inputs, tag) do
+      {:ok, job} ->
+        receive do
+          {^tag, {:ok, tensors}} -> tensors
+          {^tag, {:call, run, key, tensors}} -> answer(worker, run, key, tensors, on_call)
+          {^tag, {:error, reason}} -> raise_error(reason)
+        after
+          timeout() -> give_up(job, tag)
+        end
+
+      {:elsewhere, tensors} ->
+        make_ready(worker, tensors)
+        run_program(worker, program, inputs, on_call)
+
+      {:error, reason} ->
+        raise_error(reason)
+    end
+  end
+
+  defp answer(worker, run, key, tensors, on_call) do
+    resume(worker, run, ask(run, key, tensors, on_call), on_call)
+  end
+
+  # Where the answer fails, the run's memory goes now, and not when its reference is collected.
+  defp ask(run, key, tensors, on_call) do
+    on_call.(key, tensors)
+  catch
+    kind, reason ->
+      Nif.program_abandon(run)
+      :erlang.raise(kind, reason, __STACKTRACE__)
+  end
+
+  defp resume(worker, run, answers, on_call) do
+    tag = make_ref()
+
+    case Nif.program_resume(worker, run, answers, tag) do
+      {:ok, job} ->
+        receive do
+          {^tag, {:ok, tensors}} -> tensors
+          {^tag, {:call, run, key, tensors}} -> answer(worker, run, key, tensors, on_call)
+          {^tag, {:error, reason}} -> raise_error(reason)
+        after
+          timeout() -> give_up(job, tag)
+        end
+
+      {:elsewhere, tensors} ->
+        make_ready(worker, tensors)
+        resume(worker, run, answers, on_call)
+
+      {:error, reason} ->
+        Nif.program_abandon(run)
+        raise_error(reason)
+    end
+  end
+
   @doc "Returns the result of a NIF that answers at once, or raises its error."
   def now({:error, reason}), do: raise_error(reason)
   def now(result), do: result

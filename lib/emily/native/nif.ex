@@ -50,6 +50,14 @@ defmodule Emily.Native.Nif do
   def load_file(_worker, _path, _tag), do: missing()
   def cancel(_job), do: missing()
 
+  ## Programs
+  def program_compile(_worker, _inputs, _constants, _steps, _outputs, _fuse), do: missing()
+  def program_run(_worker, _program, _inputs, _tag), do: missing()
+  def program_resume(_worker, _run, _tensors, _tag), do: missing()
+  def program_abandon(_run), do: missing()
+  def program_info(_program), do: missing()
+  def program_fusion(_worker), do: missing()
+
   ## Memory
   def memory_stats, do: missing()
   def memory_reset_peak, do: missing()

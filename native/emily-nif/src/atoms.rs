@@ -2,9 +2,13 @@
 
 rustler::atoms! {
     active,
+    apply,
     cache,
+    call,
     collect,
+    cond,
     cpu,
+    donate,
     elsewhere,
     error,
     gpu,
@@ -17,5 +21,6 @@ rustler::atoms! {
     queue_full,
     runtime,
     stopped,
+    while_ = "while",
     wired,
 }
