@@ -8,6 +8,7 @@ defmodule Emily.Telemetry do
   | event | metadata |
   | --- | --- |
   | `[:emily, :eval, ...]` span of `Emily.eval/1` | none |
+  | `[:emily, :async_eval, ...]` span of `Emily.async_eval/1` | none |
   | `[:emily, :to_binary, ...]` span of reading a tensor | `shape`, `dtype`; `:stop` adds `byte_size`, the bytes read |
   | `[:emily, :fallback, ...]` span of an operation that runs on `Nx.BinaryBackend` | `op`, `input_shapes`, `input_dtypes` |
   | `[:emily, :compiler, :compile, ...]` span of compiling a defn | `key`, the function; `:stop` adds `op_count` |

@@ -204,6 +204,7 @@ impl Fused {
             register_count: 0,
             device: home.device(),
             size: program.size,
+            can_fail: program.can_fail,
         };
         body.plan_registers();
         Ok((passed, Fused::compile(Arc::new(body))?))
