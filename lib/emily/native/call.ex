@@ -93,6 +93,25 @@ defmodule Emily.Native.Call do
     end
   end
 
+  @doc """
+  The address of a tensor's elements in order, how many bytes they take, and a binary that keeps them
+  there; evaluates it.
+  """
+  @spec pointer(reference, reference) :: {pos_integer, non_neg_integer, binary}
+  def pointer(worker, tensor) do
+    :ok = eval(worker, [tensor])
+
+    case now(Nif.pointer(tensor)) do
+      {_address, _size, _keeper} = found ->
+        found
+
+      :pending ->
+        in_order = apply(worker, :contiguous, [tensor])
+        :ok = eval(worker, [in_order])
+        now(Nif.pointer(in_order))
+    end
+  end
+
   @doc "The tensors and the metadata of a file, each a list of pairs."
   @spec load(reference, String.t()) :: {[{String.t(), reference}], [{String.t(), term}]}
   def load(worker, path) do

@@ -17,6 +17,7 @@ mod load;
 pub mod memory;
 mod mlx;
 pub mod op;
+mod pointer;
 pub mod program;
 pub mod queue;
 pub mod reaper;

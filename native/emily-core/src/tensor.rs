@@ -382,6 +382,13 @@ impl Bytes {
     }
 }
 
+impl Bytes {
+    /// Where they are.
+    pub fn address(&self) -> usize {
+        self.start as usize
+    }
+}
+
 impl std::ops::Deref for Bytes {
     type Target = [u8];
 
