@@ -131,6 +131,21 @@ defmodule Emily.Native.Call do
     end
   end
 
+  @doc "Starts a worker whose queue holds as many jobs."
+  @spec start_worker(:cpu | :gpu, pos_integer) :: reference
+  def start_worker(device, queue_limit) do
+    case Nif.worker_start(device, queue_limit) do
+      # As a rule no stream is free, though this process has dropped some that nobody has collected.
+      {:error, reason} when elem(reason, 0) == :runtime ->
+        :erlang.garbage_collect()
+        :ok = Nif.flush()
+        now(Nif.worker_start(device, queue_limit))
+
+      result ->
+        now(result)
+    end
+  end
+
   @doc "Returns the result of a NIF that answers at once, or raises its error."
   def now({:error, reason}), do: raise_error(reason)
   def now(result), do: result

@@ -13,7 +13,13 @@ use rustler::{Atom, Binary, Encoder, Env, Resource, ResourceArc, Term};
 pub struct TensorResource(pub Tensor);
 
 #[rustler::resource_impl]
-impl Resource for TensorResource {}
+impl Resource for TensorResource {
+    const IMPLEMENTS_DESTRUCTOR: bool = true;
+
+    fn destructor(self, _env: Env<'_>) {
+        self.0.abandon();
+    }
+}
 
 impl TensorResource {
     /// The reference of a tensor.
