@@ -116,6 +116,25 @@ defmodule Emily.Native.Call do
     end
   end
 
+  @doc """
+  The address of a tensor's elements in order, how many bytes they take, and a binary that keeps them
+  there; evaluates it.
+  """
+  @spec pointer(reference, reference) :: {pos_integer, non_neg_integer, binary}
+  def pointer(worker, tensor) do
+    :ok = eval(worker, [tensor])
+
+    case now(Nif.pointer(tensor)) do
+      {_address, _size, _keeper} = found ->
+        found
+
+      :pending ->
+        in_order = apply(worker, :contiguous, [tensor])
+        :ok = eval(worker, [in_order])
+        now(Nif.pointer(in_order))
+    end
+  end
+
   @doc "The tensors and the metadata of a file, each a list of pairs."
   @spec load(reference, String.t()) :: {[{String.t(), reference}], [{String.t(), term}]}
   def load(worker, path) do
@@ -252,6 +271,21 @@ defmodule Emily.Native.Call do
       {:error, reason} ->
         Nif.program_abandon(run)
         raise_error(reason)
+    end
+  end
+
+  @doc "Starts a worker whose queue holds as many jobs."
+  @spec start_worker(:cpu | :gpu, pos_integer) :: reference
+  def start_worker(device, queue_limit) do
+    case Nif.worker_start(device, queue_limit) do
+      # As a rule no stream is free, though this process has dropped some that nobody has collected.
+      {:error, reason} when elem(reason, 0) == :runtime ->
+        :erlang.garbage_collect()
+        :ok = Nif.flush()
+        now(Nif.worker_start(device, queue_limit))
+
+      result ->
+        now(result)
     end
   end
 

@@ -34,6 +34,8 @@ defmodule Emily.Native.Nif do
   def is_ready(_tensor), do: missing()
   def bytes(_tensor), do: missing()
   def deallocate(_tensor), do: missing()
+  def pointer(_tensor), do: missing()
+  def from_pointer(_address, _size, _shape, _dtype, _device), do: missing()
 
   ## Workers
   def devices, do: missing()

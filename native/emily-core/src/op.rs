@@ -21,6 +21,7 @@ mod attrs;
 pub use attrs::*;
 
 use crate::build::{Build, Describe};
+use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::memory;
 use mlx_rs::Array;
@@ -129,21 +130,8 @@ macro_rules! ops {
 }
 
 impl Op {
-    /// MLX on the CPU counts elements in `int`, and writes to what it allocated without asking whether the
-    /// system gave it anything.
     fn check_size(&self, build: &Build, array: &Array) -> Result<()> {
-        let elements =
-            array.shape_of().iter().fold(1, |n: i128, &size| n.saturating_mul(i128::from(size)));
-        elementwise::check_countable(build, self.name(), elements)?;
-        let bytes = elements * array.dtype_of().size() as i128;
-        if build.is_cpu() && bytes > SURELY_GIVEN {
-            let limit = memory::limit()?;
-            if bytes > limit as i128 {
-                let expected = format!("at most {limit} bytes, the memory limit");
-                return Err(Error::argument(self.name(), "shape", expected, array.shape_of()));
-            }
-        }
-        Ok(())
+        check_room(build, self.name(), array.shape_of(), array.dtype_of())
     }
 
     /// Whether the result is another look at the input's elements, whatever its shape.
@@ -158,6 +146,22 @@ impl Op {
                 | Op::StopGradient
         )
     }
+}
+
+/// MLX on the CPU counts elements in `int`, and writes to what it allocated without asking whether the
+/// system gave it anything. Ops that are composed check what is larger inside than their result.
+fn check_room(build: &Build, op: &'static str, shape: &[i32], dtype: Dtype) -> Result<()> {
+    let elements = shape.iter().fold(1, |n: i128, &size| n.saturating_mul(i128::from(size)));
+    elementwise::check_countable(build, op, elements)?;
+    let bytes = elements * dtype.size() as i128;
+    if build.is_cpu() && bytes > SURELY_GIVEN {
+        let limit = memory::limit()?;
+        if bytes > limit as i128 {
+            let expected = format!("at most {limit} bytes, the memory limit");
+            return Err(Error::argument(op, "shape", expected, shape));
+        }
+    }
+    Ok(())
 }
 
 /// Bytes that any system gives to a process that asks.

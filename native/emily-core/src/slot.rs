@@ -28,6 +28,9 @@ const MOST: usize = 512;
 /// slot that has computed on the CPU keeps a thread.
 const PATIENCE: Duration = Duration::from_millis(10);
 
+/// The same where no other slot can be made.
+const LAST_PATIENCE: Duration = Duration::from_secs(1);
+
 /// MLX looks streams up without a lock while it evaluates. Evaluations hold this gate for reading,
 /// and making a stream holds it for writing.
 static GATE: RwLock<()> = RwLock::new(());
@@ -197,7 +200,8 @@ impl Lease {
     /// more where there is none.
     pub(crate) fn take() -> Result<Lease> {
         let mut pool = pool();
-        let deadline = Instant::now() + PATIENCE;
+        let is_used_up = pool.fresh.is_empty() && pool.all.len() >= MOST;
+        let deadline = Instant::now() + if is_used_up { LAST_PATIENCE } else { PATIENCE };
         while pool.warm.is_empty() && pool.all.iter().any(|slot| slot.is_ending()) {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {

@@ -3,6 +3,7 @@
 //! The rule that makes MLX's unlocked arrays sound: the inputs of a lazy array are lazy in the same
 //! slot, or ready. A slot is evaluated by its holder alone, and a ready array is never written again.
 
+use crate::abandoned;
 use crate::build::{Build, Describe};
 use crate::device::Device;
 use crate::dtype::Dtype;
@@ -12,11 +13,12 @@ use crate::mlx;
 use crate::op::Op;
 use crate::reaper;
 use crate::risk::Risks;
+use crate::room::Room;
 use crate::slot::{self, Home, Slot};
 use mlx_rs::Array;
 use parking_lot::RwLock;
 use smallvec::SmallVec;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 use std::sync::Arc;
 
 /// What is dropped with at most so many bytes and nodes is freed where it is dropped: that costs less
@@ -43,7 +45,7 @@ impl Weight {
 #[derive(Clone)]
 pub struct Tensor(Arc<Inner>);
 
-struct Inner {
+pub(crate) struct Inner {
     /// `None` once deallocated.
     array: RwLock<Option<SharedArray>>,
     shape: Box<[i32]>,
@@ -55,6 +57,8 @@ struct Inner {
     /// Of the graph that it was built with.
     graph: Weight,
     risks: Risks,
+    /// In the list of the abandoned, the one before.
+    pub(crate) before: AtomicPtr<Inner>,
 }
 
 struct SharedArray(Array);
@@ -116,6 +120,7 @@ impl Tensor {
             ready: AtomicBool::new(graph.nodes == 0),
             graph,
             risks,
+            before: AtomicPtr::default(),
         }));
         if let Some(home) = home {
             home.add(tensor.byte_size());
@@ -244,6 +249,14 @@ impl Tensor {
         }
     }
 
+    /// Gives a reference up, for a thread that must not wait: where it is the last, the reaper frees.
+    pub fn abandon(self) {
+        // Of two that see each other neither hands over, and the second frees here.
+        if Arc::strong_count(&self.0) == 1 {
+            abandoned::add(self.0);
+        }
+    }
+
     /// Evaluates tensors that are at home in the slot that the calling thread holds.
     pub(crate) fn evaluate(tensors: &[Tensor]) -> Result<()> {
         let pending: Vec<_> = tensors.iter().filter(|tensor| !tensor.is_ready()).collect();
@@ -339,6 +352,11 @@ impl std::fmt::Debug for Tensor {
 }
 
 impl Inner {
+    /// Its array, unless it was deallocated.
+    pub(crate) fn take_array(&mut self) -> Option<Array> {
+        self.array.get_mut().take().map(|SharedArray(array)| array)
+    }
+
     fn byte_size(&self) -> usize {
         self.shape.iter().map(|&size| size as usize).product::<usize>() * self.dtype.size()
     }
@@ -350,7 +368,7 @@ impl Drop for Inner {
         if let Some(home) = &self.home {
             home.remove(bytes);
         }
-        let Some(SharedArray(array)) = self.array.get_mut().take() else { return };
+        let Some(array) = self.take_array() else { return };
         let weight = if self.ready.load(Ordering::Acquire) {
             Weight { bytes, nodes: 0 }
         } else {
@@ -396,6 +414,13 @@ impl Bytes {
         // SAFETY: the array is evaluated; MLX reinterprets its buffer whatever the dtype.
         let start = unsafe { mlx_sys::mlx_array_data_uint8(array.as_ptr()) };
         Some(Bytes { array: Some(array), start, length })
+    }
+}
+
+impl Bytes {
+    /// Where they are.
+    pub fn address(&self) -> usize {
+        self.start as usize
     }
 }
 
@@ -460,6 +485,7 @@ pub(crate) fn evaluate<'a>(
 ) -> Result<()> {
     let outputs = crate::build::Arrays::from_iter(arrays.clone());
     let _gate = slot::evaluating();
+    let _room = Room::take();
     // SAFETY: a live vector of arrays whose slot the caller holds.
     mlx::check(op, unsafe { mlx_sys::mlx_eval(outputs.as_raw()) })?;
     for array in arrays {
@@ -477,6 +503,7 @@ pub(crate) fn schedule<'a>(
 ) -> Result<()> {
     let outputs = crate::build::Arrays::from_iter(arrays);
     let _gate = slot::scheduling();
+    let _room = Room::take();
     // SAFETY: a live vector of arrays whose slot the caller holds.
     mlx::check(op, unsafe { mlx_sys::mlx_async_eval(outputs.as_raw()) })
 }
