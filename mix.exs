@@ -8,7 +8,7 @@ defmodule Emily.MixProject do
 
   # What needs Nx: the names of files and folders in lib/emily and test/support, and the first words
   # of the names in test/emily.
-  @needs_nx ~w(backend block compiler emitter fast lowering nx program quantization serving)
+  @needs_nx ~w(backend block compiler emitter fast generation lowering nx program quantization serving)
 
   def project do
     [
