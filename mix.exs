@@ -8,7 +8,8 @@ defmodule Emily.MixProject do
 
   # What needs Nx: the names of files and folders in lib/emily and test/support, and the first words
   # of the names in test/emily.
-  @needs_nx ~w(backend block compiler emitter fast generation lowering nx program quantization serving)
+  @needs_nx ~w(backend block bumblebee compiler emitter fast generation lowering mixed_precision nx) ++
+              ~w(program quantization quantized_weight serving)
 
   def project do
     [

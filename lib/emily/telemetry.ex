@@ -10,6 +10,7 @@ defmodule Emily.Telemetry do
   | `[:emily, :eval, ...]` span of `Emily.eval/1` | none |
   | `[:emily, :to_binary, ...]` span of reading a tensor | `shape`, `dtype`; `:stop` adds `byte_size`, the bytes read |
   | `[:emily, :fallback, ...]` span of an operation that runs on `Nx.BinaryBackend` | `op`, `input_shapes`, `input_dtypes` |
+  | `[:emily, :block, :fallback]` when one of Nx's named blocks is computed by its definition, on MLX too | `struct`, the block's module, and `args_count`; no measurements |
   | `[:emily, :memory, :stats]` of `Emily.Memory.stats/0` | none; measurements `active`, `peak`, `cache` in bytes |
 
   `shape` is a list from `Emily.to_binary/1` and a tuple from Nx.
@@ -68,6 +69,12 @@ defmodule Emily.Telemetry do
 
     metadata = %{op: op, input_shapes: shapes, input_dtypes: dtypes}
     span([:emily, :fallback], metadata, fn -> {fun.(), metadata} end)
+  end
+
+  @doc false
+  # A block that is computed by its own definition, of operations that are on MLX.
+  def block_fallback(%module{}, args) do
+    execute([:emily, :block, :fallback], %{}, %{struct: module, args_count: length(args)})
   end
 
   @doc false
