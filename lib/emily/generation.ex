@@ -125,7 +125,7 @@ defmodule Emily.Generation do
     }
 
     {arguments, given} = arguments(given, request)
-    step = Nx.Defn.compile(step(forward, request), arguments, request.defn_options)
+    step = Nx.Defn.compile(step(forward, choice(request)), arguments, request.defn_options)
     current = call(step, arguments, given)
     check_cache!(request.cache, current.cache)
     callers = MapSet.new(refs({request.cache, request.params, request.first_token}))
@@ -178,28 +178,32 @@ defmodule Emily.Generation do
 
   ## A step
 
+  # What decides how a token is chosen: all that a step may depend on besides its arguments, so that a
+  # compiler knows it again in another generation.
+  defp choice(request), do: Map.take(request, [:rows, :select, :sampling, :repetition_penalty])
+
   # What is compiled: forward and the choice of the token. `memory` holds what the choice remembers: the
   # ids so far, where they are to be penalised.
-  defp step(forward, request) do
-    fn token, offset, cache, params, memory, choice ->
+  defp step(forward, choice) do
+    fn token, offset, cache, params, memory, inputs ->
       {logits, cache} = forwarded!(forward.(token, offset, cache, params))
 
-      if request.select do
-        {chosen!(request.select.(logits), request.rows), cache, memory}
+      if choice.select do
+        {chosen!(choice.select.(logits), choice.rows), cache, memory}
       else
-        logits = rows!(logits, request.rows)
-        {logits, memory} = penalize(logits, token, memory, choice, request)
-        {Sampling.draw(logits, choice[:uniforms], request.sampling), cache, memory}
+        logits = rows!(logits, choice.rows)
+        {logits, memory} = penalize(logits, token, memory, inputs, choice)
+        {Sampling.draw(logits, inputs[:uniforms], choice.sampling), cache, memory}
       end
     end
   end
 
-  defp penalize(logits, token, %{ids: ids}, choice, request) do
-    ids = Nx.put_slice(ids, [0, choice.slot], Nx.reshape(token, {request.rows, 1}))
-    {Sampling.penalize(logits, ids, request.repetition_penalty), %{ids: ids}}
+  defp penalize(logits, token, %{ids: ids}, %{slot: slot}, choice) do
+    ids = Nx.put_slice(ids, [0, slot], Nx.reshape(token, {choice.rows, 1}))
+    {Sampling.penalize(logits, ids, choice.repetition_penalty), %{ids: ids}}
   end
 
-  defp penalize(logits, _token, memory, _choice, _request), do: {logits, memory}
+  defp penalize(logits, _token, memory, _inputs, _choice), do: {logits, memory}
 
   defp forwarded!({%Nx.Tensor{} = logits, cache}), do: {logits, cache}
 
@@ -236,14 +240,14 @@ defmodule Emily.Generation do
     {uniforms, current} = uniforms(current, request)
     offset = Nx.tensor(offset(request, current.index), type: :s32)
 
-    choice =
+    inputs =
       for {name, tensor} <- [uniforms: uniforms, slot: slot(current, request)],
           tensor,
           into: %{} do
         {name, tensor}
       end
 
-    arguments = [current.token, offset, current.cache, request.params, current.memory, choice]
+    arguments = [current.token, offset, current.cache, request.params, current.memory, inputs]
     {arguments, current}
   end
 
