@@ -47,7 +47,7 @@ defmodule Emily.MixProject do
       [
         {:nx, "~> 0.13"},
         {:telemetry, "~> 1.0"},
-        {:axon, "~> 0.7", only: :test},
+        {:axon, "~> 0.7", only: [:dev, :test]},
         {:stream_data, "~> 1.0", only: [:dev, :test]},
         {:ex_doc, "~> 0.34", only: :dev, runtime: false}
       ]
@@ -56,9 +56,9 @@ defmodule Emily.MixProject do
 
   # Mix takes applications that are neither dependencies nor listed here off the code path.
   defp system_applications do
-    test = if Mix.env() == :test, do: [:axon, :stream_data], else: []
+    ours = if Mix.env() in [:dev, :test], do: [:axon, :stream_data], else: []
     found? = &(:code.lib_dir(&1) != {:error, :bad_name})
-    if system_deps?(), do: Enum.filter([:nx, :telemetry] ++ test, found?), else: []
+    if system_deps?(), do: Enum.filter([:nx, :telemetry] ++ ours, found?), else: []
   end
 
   ## Without Nx
