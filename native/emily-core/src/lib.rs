@@ -25,6 +25,7 @@ pub mod reaper;
 pub mod reply;
 mod risk;
 mod room;
+mod shortage;
 pub mod slot;
 pub mod tensor;
 pub mod worker;

@@ -14,6 +14,7 @@ use crate::op::Op;
 use crate::reaper;
 use crate::risk::Risks;
 use crate::room::Room;
+use crate::shortage;
 use crate::slot::{self, Home, Slot};
 use mlx_rs::Array;
 use parking_lot::RwLock;
@@ -327,6 +328,9 @@ impl Tensor {
         let outcome = evaluate(OP, [&array, &contiguous]);
         self.settle(&outcome);
         outcome?;
+        if self.device().has_memory_of_its_own() {
+            return Bytes::copied(&contiguous, self.byte_size());
+        }
         Bytes::of(contiguous, self.byte_size())
             .ok_or_else(|| Error::Mlx { op: OP, message: "MLX made no contiguous copy".into() })
     }
@@ -390,8 +394,10 @@ fn free(array: Array, weight: Weight) {
 /// The elements of a tensor, row-major in the host's byte order, which stay as long as this lives.
 #[derive(Debug)]
 pub struct Bytes {
-    /// Keeps the buffer, and keeps MLX from reusing it for a result.
+    /// Keeps the buffer, and keeps MLX from reusing it for a result. `None` where `copy` has the bytes.
     array: Option<Array>,
+    /// What was copied from a device whose memory the host does not read.
+    copy: Box<[u8]>,
     start: *const u8,
     length: usize,
 }
@@ -413,7 +419,18 @@ impl Bytes {
         }
         // SAFETY: the array is evaluated; MLX reinterprets its buffer whatever the dtype.
         let start = unsafe { mlx_sys::mlx_array_data_uint8(array.as_ptr()) };
-        Some(Bytes { array: Some(array), start, length })
+        Some(Bytes { array: Some(array), copy: Box::default(), start, length })
+    }
+
+    /// A copy of an array that the calling thread has just evaluated, whose elements lie in order. The
+    /// array's buffer stays as it is: other streams may be computing with it.
+    fn copied(array: &Array, length: usize) -> Result<Self> {
+        let mut copy = vec![0; length].into_boxed_slice();
+        // SAFETY: the array is evaluated and has `length` bytes; so has the copy.
+        let status =
+            unsafe { mlx_sys::emily_cuda_read(array.as_ptr(), copy.as_mut_ptr().cast(), length) };
+        mlx::check("ToBinary", status)?;
+        Ok(Bytes { array: None, copy, start: std::ptr::null(), length })
     }
 }
 
@@ -428,6 +445,9 @@ impl std::ops::Deref for Bytes {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
+        if self.array.is_none() {
+            return &self.copy;
+        }
         if self.length == 0 {
             return &[];
         }
@@ -484,10 +504,14 @@ pub(crate) fn evaluate<'a>(
     arrays: impl IntoIterator<Item = &'a Array> + Clone,
 ) -> Result<()> {
     let outputs = crate::build::Arrays::from_iter(arrays.clone());
-    let _gate = slot::evaluating();
-    let _room = Room::take();
-    // SAFETY: a live vector of arrays whose slot the caller holds.
-    mlx::check(op, unsafe { mlx_sys::mlx_eval(outputs.as_raw()) })?;
+    let size = |array: &Array| array.count() * array.dtype_of().size();
+    let asked = arrays.clone().into_iter().map(size).sum();
+    shortage::retry(op, asked, || {
+        let _gate = slot::evaluating();
+        let _room = Room::take();
+        // SAFETY: a live vector of arrays whose slot the caller holds.
+        mlx::check(op, unsafe { mlx_sys::mlx_eval(outputs.as_raw()) })
+    })?;
     for array in arrays {
         // What was scheduled before has an event, which has to go before other threads use the array.
         // SAFETY: the array is live and scheduled.
