@@ -1,6 +1,9 @@
 defmodule Emily.QuantizationTest do
   use ExUnit.Case, async: true
 
+  # As in FastTest.
+  @moduletag timeout: 300_000, capture_log: true
+
   import Emily.NxReference, only: [relative_error: 2, wave: 2, assert_gradients_like_reference: 4]
 
   alias Emily.{Quantization, QuantizedWeight}

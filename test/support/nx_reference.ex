@@ -64,7 +64,11 @@ defmodule Emily.NxReference do
     expected = gradients(reference, exact)
     assert Enum.any?(expected, &(greatest(&1) > 1.0e-3))
 
-    for {lane, run} <- lanes() do
+    # The composition is the same in half types but for its ends, and slow in Elixir.
+    type = hd(inputs).type
+    lanes = if match?({_, 16}, type), do: tl(lanes()), else: lanes()
+
+    for {lane, run} <- lanes do
       actual =
         run.(
           fn inputs -> gradients(fun, inputs) |> List.to_tuple() end |> spread(length(inputs)),
@@ -130,15 +134,13 @@ defmodule Emily.NxReference do
   defp on_emily(fun, inputs) do
     backend = {Emily.Backend, device: :cpu}
 
-    Emily.Stream.with_stream(Emily.Stream.new(:cpu), fn ->
-      Nx.with_default_backend(backend, fn ->
-        result = apply(fun, Enum.map(inputs, &Nx.backend_copy(&1, backend)))
+    Nx.with_default_backend(backend, fn ->
+      result = apply(fun, Enum.map(inputs, &Nx.backend_copy(&1, backend)))
 
-        for tensor <- if(is_tuple(result), do: Tuple.to_list(result), else: [result]),
-            do: assert(%Emily.Backend{} = tensor.data)
+      for tensor <- if(is_tuple(result), do: Tuple.to_list(result), else: [result]),
+          do: assert(%Emily.Backend{} = tensor.data)
 
-        result
-      end)
+      result
     end)
   end
 
