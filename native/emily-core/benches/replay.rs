@@ -4,7 +4,7 @@ use emily_core::device::Device;
 use emily_core::dtype::Dtype;
 use emily_core::error::Result;
 use emily_core::op::Op;
-use emily_core::program::{Input, Program, Step, Template};
+use emily_core::program::{Input, Mode, Program, Step, Template};
 use emily_core::reaper;
 use emily_core::reply::{Recipient, Reply, Value};
 use emily_core::tensor::Tensor;
@@ -50,7 +50,9 @@ fn integer(number: i32) -> Tensor {
 
 fn run(worker: &Worker, program: &Arc<Program>, inputs: &[&Tensor]) {
     let kept = |&tensor: &&Tensor| Input { tensor: tensor.clone(), donated: false };
-    wait(|reply| worker.run(Arc::clone(program), inputs.iter().map(kept).collect(), reply));
+    wait(|reply| {
+        worker.run(Arc::clone(program), inputs.iter().map(kept).collect(), Mode::Wait, reply)
+    });
 }
 
 fn apply(op: Op, inputs: [usize; 2]) -> Step {

@@ -16,13 +16,14 @@ mod run;
 
 pub(crate) use fuse::clear_traces;
 pub use fuse::{can_fuse, Fused};
-pub use run::{Input, Question, Run};
+pub use run::{Input, Mode, Question, Run};
 
 use crate::build::Describe;
 use crate::device::Device;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::op::Op;
+use crate::risk;
 use crate::slot::Home;
 use crate::tensor::Tensor;
 use mlx_rs::Array;
@@ -106,6 +107,8 @@ pub struct Program {
     /// The device that it was checked for.
     device: Device,
     size: Size,
+    /// Whether computing it can fail, memory apart.
+    can_fail: bool,
 }
 
 /// How large a program is.
@@ -146,7 +149,9 @@ impl Program {
             register_count: 0,
             device: home.device(),
             size,
+            can_fail: false,
         };
+        program.can_fail = program.steps.iter().any(Step::can_fail);
         program.check_registers()?;
         program.plan_registers();
         let types = program.dry_run(&home.build())?;
@@ -199,6 +204,13 @@ impl Step {
             Step::While { state, .. } => state.len(),
             Step::Cond { on_true, .. } => on_true.outputs.len(),
             Step::Call { outputs, .. } => outputs.len(),
+        }
+    }
+
+    fn can_fail(&self) -> bool {
+        match self {
+            Step::Apply(op, ..) => op.has_several_outputs() || risk::can_fail(op),
+            other => other.parts().into_iter().flatten().any(|part| part.can_fail),
         }
     }
 

@@ -4,7 +4,7 @@ mod runtime;
 
 use emily_core::dtype::Dtype;
 use emily_core::op::{Axis, Op, Reduce};
-use emily_core::program::{can_fuse, Input, Program, Step, Template};
+use emily_core::program::{can_fuse, Input, Mode, Program, Step, Template};
 use emily_core::reply::Value;
 use emily_core::tensor::Tensor;
 use emily_core::worker::Worker;
@@ -51,7 +51,10 @@ impl Recipe {
 fn run(worker: &Worker, program: &Arc<Program>, inputs: &[&Tensor]) -> Vec<Tensor> {
     let kept = |&tensor: &&Tensor| Input { tensor: tensor.clone(), donated: false };
     let inputs = inputs.iter().map(kept).collect();
-    match accepted(|reply| worker.run(Arc::clone(program), inputs, reply)).wait().unwrap() {
+    match accepted(|reply| worker.run(Arc::clone(program), inputs, Mode::Wait, reply))
+        .wait()
+        .unwrap()
+    {
         Value::Tensors(tensors) => tensors,
         other => panic!("a program answered {other:?}"),
     }

@@ -8,7 +8,7 @@ use emily_core::device::Device;
 use emily_core::dtype::Dtype;
 use emily_core::error::Kind;
 use emily_core::op::Op;
-use emily_core::program::{can_fuse, Input, Program, Step, Template};
+use emily_core::program::{can_fuse, Input, Mode, Program, Step, Template};
 use emily_core::reaper;
 use emily_core::worker::Owner;
 use runtime::{accepted, vector};
@@ -29,7 +29,7 @@ fn a_folder_that_cannot_be_written_is_an_error_of_the_job() {
     std::env::set_var("TMPDIR", "/dev/null/nowhere");
     let run = || {
         let input = Input { tensor: vector(&[0.0, 0.25, 0.5]), donated: false };
-        accepted(|reply| worker.run(Arc::clone(&program), vec![input], reply)).wait()
+        accepted(|reply| worker.run(Arc::clone(&program), vec![input], Mode::Wait, reply)).wait()
     };
     for _ in 0..2 {
         let error = run().unwrap_err();

@@ -4,7 +4,7 @@ mod runtime;
 
 use emily_core::dtype::Dtype;
 use emily_core::op::Op;
-use emily_core::program::{can_fuse, Input, Program, Step, Template};
+use emily_core::program::{can_fuse, Input, Mode, Program, Step, Template};
 use emily_core::reaper;
 use emily_core::tensor::Tensor;
 use emily_core::worker::Worker;
@@ -22,7 +22,10 @@ fn program(worker: &Worker, number: f32) -> Arc<Program> {
 
 fn run(worker: &Worker, program: &Arc<Program>, x: &Tensor) -> Vec<f32> {
     let input = Input { tensor: x.clone(), donated: false };
-    match accepted(|reply| worker.run(Arc::clone(program), vec![input], reply)).wait().unwrap() {
+    match accepted(|reply| worker.run(Arc::clone(program), vec![input], Mode::Wait, reply))
+        .wait()
+        .unwrap()
+    {
         emily_core::reply::Value::Tensors(tensors) => read_f32(worker, &tensors[0]),
         other => panic!("a program answered {other:?}"),
     }

@@ -36,9 +36,24 @@ pub fn can_fuse(device: Device) -> bool {
     static COMPILER: OnceLock<bool> = OnceLock::new();
     device == Device::Gpu
         || *COMPILER.get_or_init(|| {
+            heed_children();
             let quiet = Command::new("g++").arg("--version").stdout(Stdio::null()).status();
             quiet.is_ok_and(|status| status.success())
         })
+}
+
+/// Lets this process ask how its children ended. The BEAM, whose ports are children of a process of their
+/// own, ignores SIGCHLD, and so MLX would take every run of the compiler for a failure. A handler that
+/// somebody has installed stays.
+fn heed_children() {
+    // SAFETY: a struct of integers and pointers, for which zeros are values.
+    let mut current: libc::sigaction = unsafe { std::mem::zeroed() };
+    // SAFETY: only reads the disposition, into a struct of ours.
+    let known = unsafe { libc::sigaction(libc::SIGCHLD, std::ptr::null(), &mut current) } == 0;
+    if known && current.sa_sigaction == libc::SIG_IGN {
+        // SAFETY: the default disposition runs no code.
+        unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
+    }
 }
 
 /// A run of ops that MLX has compiled.
@@ -189,6 +204,7 @@ impl Fused {
             register_count: 0,
             device: home.device(),
             size: program.size,
+            can_fail: program.can_fail,
         };
         body.plan_registers();
         Ok((passed, Fused::compile(Arc::new(body))?))
