@@ -41,6 +41,21 @@ defmodule Emily.NxReference do
 
   defp greatest(tensor), do: tensor |> Nx.abs() |> Nx.reduce_max() |> Nx.to_number()
 
+  @doc "The types of the functions under test."
+  def types, do: [bf: 16, f: 16, f: 32, f: 64]
+
+  @doc """
+  The two assertions below, for waves of such shapes in all types; `rest` has further arguments. Gradients may
+  cost four times the roundings.
+  """
+  def assert_in_all_types(shapes, fun, reference, single, rest \\ []) do
+    for type <- types() do
+      inputs = waves(shapes, type) ++ rest
+      assert_like_reference(inputs, fun, reference, single)
+      assert_gradients_like_reference(inputs, fun, reference, 4 * single)
+    end
+  end
+
   @doc """
   Runs `fun` on tensors of a type on Emily, on `Nx.BinaryBackend` and inside `defn`, and `reference` on the
   same numbers as doubles. `single` is how many roundings the functions may cost in f32 and f64.
