@@ -90,6 +90,10 @@ defmodule Emily.Telemetry do
         tags: [:struct],
         description: "Blocks that were computed by their definitions"
       ),
+      Telemetry.Metrics.summary("emily.compiler.compile.stop.duration",
+        unit: {:native, :millisecond},
+        description: "Time to compile functions"
+      ),
       Telemetry.Metrics.counter("emily.compiler.fallback.count",
         description: "Functions that Emily.Compiler left to the evaluator"
       )
