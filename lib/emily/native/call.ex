@@ -172,8 +172,6 @@ defmodule Emily.Native.Call do
   @spec compile_program(reference, [template], [reference], [step], registers, boolean) ::
           reference
   def compile_program(worker, inputs, constants, steps, outputs, fuse) do
-    if fuse == true, do: let_wait_for_children(worker)
-
     case Nif.program_compile(worker, inputs, constants, steps, outputs, fuse) do
       program when is_reference(program) ->
         program
@@ -189,18 +187,7 @@ defmodule Emily.Native.Call do
 
   @doc "Whether `fuse` does anything on the worker's device: on a CPU it needs `g++`."
   @spec can_fuse?(reference) :: boolean
-  def can_fuse?(worker) do
-    let_wait_for_children(worker)
-    now(Nif.program_fusion(worker))
-  end
-
-  # On a CPU MLX runs a compiler and waits for it, which fails while the BEAM ignores SIGCHLD. The BEAM
-  # does not need that: its ports are children of a process of their own.
-  defp let_wait_for_children(worker) do
-    with {:cpu, _depth, _open?, _bytes} <- Nif.worker_info(worker) do
-      :os.set_signal(:sigchld, :default)
-    end
-  end
+  def can_fuse?(worker), do: now(Nif.program_fusion(worker))
 
   @doc """
   Runs a program and returns its outputs, ready. An input `{:donate, tensor}` is used up: later uses of
