@@ -47,7 +47,8 @@ defmodule Emily.MixProject do
       [
         {:nx, "~> 0.13"},
         {:telemetry, "~> 1.0"},
-        {:axon, "~> 0.7", only: [:dev, :test]},
+        {:telemetry_metrics, "~> 1.0", optional: true},
+        {:axon, "~> 0.7", optional: true},
         {:stream_data, "~> 1.0", only: [:dev, :test]},
         {:ex_doc, "~> 0.34", only: :dev, runtime: false}
       ]
@@ -56,7 +57,7 @@ defmodule Emily.MixProject do
 
   # Mix takes applications that are neither dependencies nor listed here off the code path.
   defp system_applications do
-    ours = if Mix.env() in [:dev, :test], do: [:axon, :stream_data], else: []
+    ours = if Mix.env() in [:dev, :test], do: [:axon, :stream_data, :telemetry_metrics], else: []
     found? = &(:code.lib_dir(&1) != {:error, :bad_name})
     if system_deps?(), do: Enum.filter([:nx, :telemetry] ++ ours, found?), else: []
   end

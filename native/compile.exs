@@ -76,12 +76,13 @@ defmodule Mix.Tasks.Compile.EmilyNif do
     |> Base.encode16()
   end
 
-  # Wheels and the files in them that must lie beside the NIF.
+  # Wheels and the files in them that must lie beside the NIF. MLX compiles kernels that it fuses, and those
+  # for CUDA, against its headers when they are first used.
   defp companions("metal"), do: [{"mlx-metal", ["mlx/lib/*"]}]
 
-  defp companions("cpu"), do: [{"mlx-cpu", ["mlx/lib/*", "mlx_cpu.libs/*"]}, blas()]
+  defp companions("cpu"),
+    do: [{"mlx-cpu", ["mlx/lib/*", "mlx_cpu.libs/*", "mlx/include/**"]}, blas()]
 
-  # CUDA kernels are compiled against MLX's headers when they are first used.
   defp companions("cuda" <> version),
     do: [{"mlx-cuda-#{version}", ["mlx/lib/*", "mlx_cuda_*.libs/*", "mlx/include/**"]}, blas()]
 

@@ -47,8 +47,9 @@ defmodule Emily.Backend do
   ## Debugging
 
   `config :emily, debug_bounds_check: true` makes indices out of range raise, which otherwise are
-  clamped in reads and dropped in writes. `config :emily, debug_detect_nan_inf: true` makes `Nx.dot/2` and
-  `Nx.conv/3` raise for a NaN or an infinity in their result. Both are read when Emily is compiled and
+  clamped in reads and dropped in writes. `config :emily, debug_detect_nan_inf: true` makes `Nx.dot/2`,
+  `Nx.conv/3`, and the norms and the attention of `Emily.Fast` raise for a NaN or an infinity in their
+  result. Both are read when Emily is compiled and
   cost a synchronisation per operation.
   """
 
@@ -413,7 +414,7 @@ defmodule Emily.Backend do
     case Lowering.block(e, struct, out, args) do
       :default -> apply(fun, [struct | args])
       refs when is_tuple(refs) -> finish_each(e, out, refs)
-      ref -> finish(e, out, ref)
+      ref -> finish(e, out, finite_block!(struct, ref, e))
     end
   end
 
@@ -429,8 +430,23 @@ defmodule Emily.Backend do
       Emily.Backend.Checks.check_nan_inf!(op, ref, e.worker)
       ref
     end
+
+    @checked_blocks %{
+      Emily.Fast.Block.RMSNorm => :rms_norm,
+      Emily.Fast.Block.LayerNorm => :layer_norm,
+      Emily.Fast.Block.SDPA => :scaled_dot_product_attention,
+      Emily.Fast.Block.SDPAWithSinks => :scaled_dot_product_attention,
+      Emily.Fast.Block.SDPAWithMask => :scaled_dot_product_attention,
+      Emily.Fast.Block.SDPAWithMaskAndSinks => :scaled_dot_product_attention
+    }
+
+    defp finite_block!(%module{}, ref, e) when is_map_key(@checked_blocks, module),
+      do: finite!(@checked_blocks[module], ref, e)
+
+    defp finite_block!(_struct, ref, _e), do: ref
   else
     defp finite!(_op, ref, _e), do: ref
+    defp finite_block!(_struct, ref, _e), do: ref
   end
 
   if @bounds_check do

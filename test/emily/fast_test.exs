@@ -389,6 +389,23 @@ defmodule Emily.FastTest do
     end
   end
 
+  test "a cache that is given up is still there for the result, and offsets are clamped" do
+    for backend <- [Nx.BinaryBackend, Emily.Backend] do
+      new = Nx.tensor([[[[1.0], [2.0]]]], backend: backend)
+
+      for {offset, expected} <- [
+            {1, [0, 1, 2, 0]},
+            {9, [0, 0, 1, 2]},
+            {Nx.tensor(0), [1, 2, 0, 0]}
+          ] do
+        cache = Nx.broadcast(Nx.tensor(0.0, backend: backend), {1, 1, 4, 1})
+        updated = Fast.kv_cache_update(cache, new, offset)
+        if backend == Emily.Backend, do: Nx.backend_deallocate(cache)
+        assert Nx.to_flat_list(updated) == Enum.map(expected, &(&1 / 1))
+      end
+    end
+  end
+
   test "swiglu" do
     check([{3, 4}, {3, 4}], &Fast.swiglu/2, fn gate, up ->
       Nx.multiply(Nx.divide(gate, Nx.add(1, Nx.exp(Nx.negate(gate)))), up)

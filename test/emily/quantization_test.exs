@@ -428,7 +428,7 @@ defmodule Emily.QuantizationTest do
   end
 
   describe "layers" do
-    test "a dense layer with a bias, inside defn and in Axon" do
+    test "a dense layer with a bias, inside defn too" do
       qw = QuantizedWeight.from_dense(weight({4, 64}))
       {x, bias} = {weight({2, 64}, :f32, 0.7), weight({4}, :f32, 0.1)}
       plain = Quantization.quantized_matmul(x, qw)

@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::mlx;
 use crate::worker::Worker;
 use mlx_sys::mlx_stream;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{
     Arc, Condvar, Mutex, MutexGuard, OnceLock, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak,
 };
@@ -35,6 +35,28 @@ static GATE: RwLock<()> = RwLock::new(());
 /// Enters the gate for an evaluation.
 pub(crate) fn evaluating() -> RwLockReadGuard<'static, ()> {
     GATE.read().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+/// Whether anything was ever scheduled that nobody waited for at once.
+static SCHEDULED: AtomicBool = AtomicBool::new(false);
+
+/// Enters the gate to schedule work that nobody waits for.
+pub(crate) fn scheduling() -> RwLockReadGuard<'static, ()> {
+    let gate = evaluating();
+    SCHEDULED.store(true, Ordering::Relaxed);
+    gate
+}
+
+/// Whether there may be work that nobody waits for.
+pub(crate) fn has_scheduled() -> bool {
+    SCHEDULED.load(Ordering::Relaxed)
+}
+
+/// Waits for what was scheduled on all slots. No evaluation may run.
+pub(crate) fn synchronize_all() {
+    let slots = pool().all.clone();
+    // What failed has nobody to be told.
+    slots.iter().for_each(|slot| drop(slot.synchronize()));
 }
 
 /// Closes the gate to evaluations, if none runs.

@@ -94,6 +94,12 @@ impl Tensor {
         Self::new(array, Some(home), home.device(), Weight::NOTHING, Risks::default())
     }
 
+    /// A tensor of an array whose computation is scheduled on a stream of `home`.
+    pub(crate) fn scheduled(array: Array, home: &Arc<Home>) -> Self {
+        let graph = Weight { bytes: array.count() * array.dtype_of().size(), nodes: 1 };
+        Self::new(array, Some(home), home.device(), graph, Risks::default())
+    }
+
     fn new(
         array: Array,
         home: Option<&Arc<Home>>,
@@ -248,6 +254,17 @@ impl Tensor {
         outcome
     }
 
+    /// Has tensors computed that are at home in the slot that the calling thread holds, without waiting.
+    /// They stay lazy until somebody waits. Where something can fail it is waited for: its failure would
+    /// be told to whoever waits next.
+    pub(crate) fn schedule(tensors: &[Tensor]) -> Result<()> {
+        const OP: &str = "AsyncEval";
+        Self::settle_risks(tensors.iter())?;
+        let pending = tensors.iter().filter(|tensor| !tensor.is_ready());
+        let handles = pending.map(|tensor| tensor.array(OP, 0)).collect::<Result<Vec<_>>>()?;
+        schedule(OP, &handles)
+    }
+
     /// Evaluates those inputs of a job that can fail, on the thread that holds their slot: a failure of
     /// the job's own evaluation is not theirs then.
     pub(crate) fn settle_risks<'a>(inputs: impl Iterator<Item = &'a Tensor>) -> Result<()> {
@@ -294,7 +311,7 @@ impl Tensor {
         const OP: &str = "ToBinary";
         let array = self.array(OP, 0)?;
         let contiguous = crate::op::Op::Contiguous.build(build, &[Some(&array)])?;
-        let outcome = evaluate(OP, [&contiguous]);
+        let outcome = evaluate(OP, [&array, &contiguous]);
         self.settle(&outcome);
         outcome?;
         Bytes::of(contiguous, self.byte_size())
@@ -439,10 +456,27 @@ pub(crate) fn copy_handle(op: &'static str, array: &Array) -> Result<Array> {
 /// Computes arrays and waits for them. Only the holder of their slot may.
 pub(crate) fn evaluate<'a>(
     op: &'static str,
+    arrays: impl IntoIterator<Item = &'a Array> + Clone,
+) -> Result<()> {
+    let outputs = crate::build::Arrays::from_iter(arrays.clone());
+    let _gate = slot::evaluating();
+    // SAFETY: a live vector of arrays whose slot the caller holds.
+    mlx::check(op, unsafe { mlx_sys::mlx_eval(outputs.as_raw()) })?;
+    for array in arrays {
+        // What was scheduled before has an event, which has to go before other threads use the array.
+        // SAFETY: the array is live and scheduled.
+        mlx::check(op, unsafe { mlx_sys::_mlx_array_wait(array.as_ptr()) })?;
+    }
+    Ok(())
+}
+
+/// Has arrays computed, without waiting. Only the holder of their slot may.
+pub(crate) fn schedule<'a>(
+    op: &'static str,
     arrays: impl IntoIterator<Item = &'a Array>,
 ) -> Result<()> {
     let outputs = crate::build::Arrays::from_iter(arrays);
-    let _gate = slot::evaluating();
+    let _gate = slot::scheduling();
     // SAFETY: a live vector of arrays whose slot the caller holds.
-    mlx::check(op, unsafe { mlx_sys::mlx_eval(outputs.as_raw()) })
+    mlx::check(op, unsafe { mlx_sys::mlx_async_eval(outputs.as_raw()) })
 }

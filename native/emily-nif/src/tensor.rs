@@ -60,7 +60,8 @@ fn make(
     Tensor::from_bytes(&binary, &sizes, dtype, device).map(TensorResource::new)
 }
 
-fn decode_dtype(op: &'static str, term: Term) -> Result<Dtype> {
+/// Decodes a dtype.
+pub fn decode_dtype(op: &'static str, term: Term) -> Result<Dtype> {
     term.decode().map_err(|_| Error::Argument {
         op,
         what: "dtype (unsupported dtype)",
