@@ -35,7 +35,12 @@ defmodule Bench.MiniLM do
   end
 
   # The lanes that are measured, by name.
-  defp lanes, do: [{"evaluator", [compiler: Nx.Defn.Evaluator]}]
+  defp lanes do
+    [
+      {"program", [compiler: Emily.Compiler, native_fallback: :raise]},
+      {"program, fused", [compiler: Emily.Compiler, native_fallback: :raise, fuse: true]}
+    ]
+  end
 
   defp compare(folder, options) do
     sentences = sentences(options[:sentences] || 1000)
