@@ -93,7 +93,7 @@ macro_rules! ops {
                 let copies = self.copies_for_host(build, inputs)?;
                 let array = match &copies {
                     None => self.build_node(build, inputs)?,
-                    Some(copies) => self.build_node(build, &borrowed(copies))?,
+                    Some(copies) => self.build_node(&build.on_cpu(), &borrowed(copies))?,
                 };
                 if !self.is_view() {
                     self.check_size(build, &array)?;
@@ -123,7 +123,7 @@ macro_rules! ops {
                 let copies = self.copies_for_host(build, inputs)?;
                 match &copies {
                     None => self.build_nodes(build, inputs),
-                    Some(copies) => self.build_nodes(build, &borrowed(copies)),
+                    Some(copies) => self.build_nodes(&build.on_cpu(), &borrowed(copies)),
                 }
             }
 
@@ -163,7 +163,9 @@ impl Op {
         inputs.iter().map(copy).collect::<Result<_>>().map(Some)
     }
 
-    /// Whether it is computed on the CPU whatever the stream: GPUs lack these.
+    /// Whether it is computed on the CPU for a device with memory of its own. MLX has no decompositions
+    /// there, and its Fourier transforms share cuFFT's plans among streams without a lock: two at once
+    /// end the process.
     fn is_of_host(&self) -> bool {
         matches!(
             self,
@@ -179,6 +181,10 @@ impl Op {
                 | Op::LinalgQr
                 | Op::LinalgEigh(_)
                 | Op::LinalgEig
+                | Op::Fftn(_)
+                | Op::Ifftn(_)
+                | Op::Rfftn(_)
+                | Op::Irfftn(_)
         )
     }
 

@@ -324,6 +324,8 @@ impl Tensor {
     pub(crate) fn read(&self, build: &Build) -> Result<Bytes> {
         const OP: &str = "ToBinary";
         let array = self.array(OP, 0)?;
+        // No GPU computes with f64: what there is of it was made for the host.
+        let build = if self.dtype() == Dtype::Float64 { &build.on_cpu() } else { build };
         let contiguous = crate::op::Op::Contiguous.build(build, &[Some(&array)])?;
         let outcome = evaluate(OP, [&array, &contiguous]);
         self.settle(&outcome);
