@@ -8,7 +8,8 @@ defmodule Emily.MixProject do
 
   # What needs Nx: the names of files and folders in lib/emily and test/support, and the first words
   # of the names in test/emily.
-  @needs_nx ~w(backend block compiler emitter fast lowering nx program quantization serving)
+  @needs_nx ~w(backend block bumblebee compiler emitter fast lowering mixed_precision nx program) ++
+              ~w(quantization quantized_weight serving)
 
   def project do
     [
@@ -46,7 +47,8 @@ defmodule Emily.MixProject do
       [
         {:nx, "~> 0.13"},
         {:telemetry, "~> 1.0"},
-        {:axon, "~> 0.7", only: :test},
+        {:telemetry_metrics, "~> 1.0", optional: true},
+        {:axon, "~> 0.7", optional: true},
         {:stream_data, "~> 1.0", only: [:dev, :test]},
         {:ex_doc, "~> 0.34", only: :dev, runtime: false}
       ]
@@ -55,7 +57,7 @@ defmodule Emily.MixProject do
 
   # Mix takes applications that are neither dependencies nor listed here off the code path.
   defp system_applications do
-    test = if Mix.env() == :test, do: [:axon, :stream_data], else: []
+    test = if Mix.env() == :test, do: [:axon, :stream_data, :telemetry_metrics], else: []
     found? = &(:code.lib_dir(&1) != {:error, :bad_name})
     if system_deps?(), do: Enum.filter([:nx, :telemetry] ++ test, found?), else: []
   end

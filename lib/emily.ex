@@ -103,4 +103,20 @@ defmodule Emily do
     {tensors, metadata} = Call.load(Emily.Stream.worker(), Path.expand(path))
     %{tensors: Map.new(tensors), metadata: Map.new(metadata)}
   end
+
+  @doc """
+  The Nx tensor of a tensor by reference, which shares its data: needs Nx.
+
+  Booleans, which Nx lacks, become `{:u, 8}`.
+  """
+  @spec to_nx(tensor) :: struct
+  def to_nx(tensor), do: Emily.Backend.from_ref(tensor)
+
+  @doc """
+  The reference of an Nx tensor, which shares its data; tensors of other backends are copied in.
+
+  The integers of 2 and 4 bits have a byte an element there, `f8` and `f8_e4m3fn` two.
+  """
+  @spec from_nx(struct) :: tensor
+  def from_nx(tensor), do: Emily.Backend.to_ref(tensor)
 end

@@ -119,6 +119,40 @@ defmodule Emily.Backend do
   defp bytes(binary) when is_binary(binary), do: binary
   defp bytes(iodata), do: :erlang.list_to_bitstring(List.wrap(iodata))
 
+  ## References
+
+  @doc """
+  The Nx tensor of a reference, such as one of `Emily.load/1` or `Emily.Native`. Copies nothing.
+
+  Booleans, which Nx lacks, become `{:u, 8}`.
+  """
+  @spec from_ref(Emily.tensor()) :: Nx.Tensor.t()
+  def from_ref(ref) when is_reference(ref) do
+    type = Emily.dtype(ref)
+    out = ref |> Emily.shape() |> List.to_tuple() |> Nx.template(nx_type(type))
+    tensor = wrap(out, ref)
+
+    if type == nx_type(type) do
+      tensor
+    else
+      e = Eager.for_tensors([tensor])
+      wrap(out, Type.astype(e, ref, nx_type(type)))
+    end
+  end
+
+  defp nx_type({:pred, 1}), do: {:u, 8}
+  defp nx_type(type), do: type
+
+  @doc """
+  The reference of a tensor, copied in from other backends. The integers of 2 and 4 bits have a byte an
+  element there, `f8` and `f8_e4m3fn` two.
+  """
+  @spec to_ref(Nx.Tensor.t()) :: Emily.tensor()
+  def to_ref(%T{vectorized_axes: []} = tensor),
+    do: Emitter.input(Eager.for_tensors([tensor]), tensor)
+
+  def to_ref(%T{} = tensor), do: tensor |> Nx.devectorize() |> to_ref()
+
   ## Transfer
 
   @impl true

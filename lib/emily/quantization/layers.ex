@@ -1,0 +1,32 @@
+defmodule Emily.Quantization.Layers do
+  @moduledoc """
+  Layers of models with quantised weights, for `defn` and as layers of Axon.
+  """
+
+  import Nx.Defn
+
+  alias Emily.Quantization
+
+  @doc """
+  A dense layer: `x` times the weight, or its transpose where `:transpose` says so, plus the bias.
+
+      Axon.layer(&Emily.Quantization.Layers.quantized_dense/4, [x, kernel, bias])
+
+  See `Emily.Quantization.quantized_matmul_defn/2`. The third argument may be the options.
+
+  ## Options
+
+    * `:mode` - taken for Axon's sake, and of no effect
+  """
+  deftransform(quantized_dense(x, kernel, bias \\ 0, opts \\ []))
+
+  deftransform(quantized_dense(x, kernel, opts, []) when is_list(opts),
+    do: quantized_dense(x, kernel, 0, opts)
+  )
+
+  deftransform quantized_dense(x, kernel, bias, opts) do
+    Keyword.validate!(opts, mode: :inference)
+    product = Quantization.quantized_matmul_defn(x, kernel)
+    if is_number(bias) and bias == 0, do: product, else: Nx.add(product, bias)
+  end
+end
