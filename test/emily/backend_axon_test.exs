@@ -95,7 +95,7 @@ defmodule Emily.BackendAxonTest do
     tasks =
       for _ <- 1..2 do
         Task.async(fn ->
-          Emily.Stream.with_stream(Emily.Stream.new(:cpu), fn ->
+          Emily.Stream.with_stream(Emily.Stream.new(Emily.TestDevice.device()), fn ->
             {losses, _state} = train(Emily.Backend, :adam)
             losses
           end)

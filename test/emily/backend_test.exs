@@ -168,7 +168,7 @@ defmodule Emily.BackendTest do
 
   describe "streams" do
     test "an operation runs on the stream of its process" do
-      stream = Emily.Stream.new(:cpu)
+      stream = Emily.Stream.new(Emily.TestDevice.device())
 
       Emily.Stream.with_stream(stream, fn ->
         assert Nx.to_number(Nx.sum(Nx.iota({10}))) == 45
@@ -181,7 +181,9 @@ defmodule Emily.BackendTest do
       lazy = Nx.add(Nx.iota({100}), 1)
 
       result =
-        Emily.Stream.with_stream(Emily.Stream.new(:cpu), fn -> Nx.sum(Nx.multiply(lazy, lazy)) end)
+        Emily.Stream.with_stream(Emily.Stream.new(Emily.TestDevice.device()), fn ->
+          Nx.sum(Nx.multiply(lazy, lazy))
+        end)
 
       assert Nx.to_number(Nx.add(result, lazy[0])) == 338_351
     end
@@ -191,7 +193,7 @@ defmodule Emily.BackendTest do
 
       task =
         Task.async(fn ->
-          Emily.Stream.with_stream(Emily.Stream.new(:cpu), fn ->
+          Emily.Stream.with_stream(Emily.Stream.new(Emily.TestDevice.device()), fn ->
             Enum.map(batches, &Nx.to_flat_list/1)
           end)
         end)
@@ -212,7 +214,7 @@ defmodule Emily.BackendTest do
         for _ <- 1..2 do
           Task.async(fn ->
             Nx.default_backend(Emily.Backend)
-            Emily.Stream.with_stream(Emily.Stream.new(:cpu), work)
+            Emily.Stream.with_stream(Emily.Stream.new(Emily.TestDevice.device()), work)
           end)
         end
 

@@ -57,7 +57,7 @@ defmodule Emily.BackendTrainingTest do
     tasks =
       for _ <- 1..2 do
         Task.async(fn ->
-          Emily.Stream.with_stream(Emily.Stream.new(:cpu), fn ->
+          Emily.Stream.with_stream(Emily.Stream.new(Emily.TestDevice.device()), fn ->
             losses(Emily.Backend, params, inputs, loss)
           end)
         end)

@@ -11,7 +11,7 @@ defmodule Emily.ExitTest do
   @running """
   alias Emily.Native
   one = Emily.from_binary(<<1.0e-3::float-32-native>>, [], {:f, 32})
-  streams = for _ <- 1..8, do: Emily.Stream.new(:cpu)
+  streams = for _ <- 1..8, do: Emily.Stream.new(#{inspect(Emily.TestDevice.device())})
 
   for %{worker: w} <- streams do
     a = Native.full(w, [1024, 1024], one, {:f, 32})
@@ -36,7 +36,7 @@ defmodule Emily.ExitTest do
 
   for _ <- 1..8 do
     spawn(fn ->
-      w = Emily.Stream.new(:cpu).worker
+      w = Emily.Stream.new(#{inspect(Emily.TestDevice.device())}).worker
       loop = fn loop, x ->
         y = Native.add(w, Native.tanh(w, x), x)
         Native.to_binary(w, Native.sum(w, y, [0], false))
@@ -55,7 +55,7 @@ defmodule Emily.ExitTest do
   # A worker waits inside the operating system, for ever.
   @held """
   alias Emily.Native
-  stream = Emily.Stream.new(:cpu)
+  stream = Emily.Stream.new(#{inspect(Emily.TestDevice.device())})
   path = Path.join(folder, "gate-\#{System.pid()}.npy")
   {_, 0} = System.cmd("mkfifo", [path])
   job = fn fun -> spawn(fn -> Emily.Stream.with_stream(stream, fun) end) end

@@ -45,7 +45,7 @@ defmodule Emily.LoadTest do
   end
 
   defp on_new_stream(fun) do
-    stream = Stream.new(:cpu)
+    stream = Stream.new(Emily.TestDevice.device())
     Stream.with_stream(stream, fn -> fun.(stream.worker) end)
   end
 
@@ -102,7 +102,7 @@ defmodule Emily.LoadTest do
 
   test "tensors outlive the file and the stream", %{tmp_dir: folder} do
     path = write(folder, "a.npy", npy("|u1", [3], <<1, 2, 3>>))
-    stream = Stream.new(:cpu)
+    stream = Stream.new(Emily.TestDevice.device())
     %{tensors: %{"array" => tensor}} = Stream.with_stream(stream, fn -> Emily.load(path) end)
     Stream.close(stream)
     File.rm!(path)

@@ -45,7 +45,7 @@ defmodule Emily.MemoryTest do
   end
 
   test "a lazy tensor takes nothing until it is computed" do
-    worker = Stream.new(:cpu).worker
+    worker = Stream.new(Emily.TestDevice.device()).worker
     before = Memory.stats().active
     lazy = Native.zeros(worker, [@megabyte], {:f, 32})
     assert Memory.stats().active - before < 100_000
@@ -81,7 +81,7 @@ defmodule Emily.MemoryTest do
   end
 
   test "a binary that was read keeps its buffer, and gives it back" do
-    worker = Stream.new(:cpu).worker
+    worker = Stream.new(Emily.TestDevice.device()).worker
     before = Memory.stats().active
 
     {pid, monitor} =
@@ -119,7 +119,7 @@ defmodule Emily.MemoryTest do
   end
 
   test "the bytes of a stream are those of its own tensors" do
-    {a, b} = {Stream.new(:cpu), Stream.new(:cpu)}
+    {a, b} = {Stream.new(Emily.TestDevice.device()), Stream.new(Emily.TestDevice.device())}
     tensor = Native.zeros(a.worker, [1000], {:f, 32})
     assert {Stream.info(a).bytes, Stream.info(b).bytes} == {4000, 0}
     Native.eval(a.worker, tensor)
@@ -139,7 +139,7 @@ defmodule Emily.MemoryTest do
 
     {pid, monitor} =
       spawn_monitor(fn ->
-        worker = Stream.new(:cpu).worker
+        worker = Stream.new(Emily.TestDevice.device()).worker
         for _ <- 1..500, do: Native.eval(worker, Native.zeros(worker, [250_000], {:f, 32}))
       end)
 

@@ -70,7 +70,7 @@ defmodule Emily.NativeContractTest do
 
   describe "a wrong argument" do
     setup do
-      {:ok, w: Emily.Stream.new(:cpu).worker}
+      {:ok, w: Emily.Stream.new(Emily.TestDevice.device()).worker}
     end
 
     test "of Emily.Native is an error with the op, what was expected and what came", %{w: w} do
@@ -231,7 +231,7 @@ defmodule Emily.NativeContractTest do
 
     test "of every stub and every op answer or err, and the VM and its streams live on" do
       # The caller of a job that never answers is this process, and there shall be none.
-      w = Emily.Stream.new(:cpu).worker
+      w = Emily.Stream.new(Emily.TestDevice.device()).worker
       ops = for name <- Nif.ops(), do: String.to_atom(Macro.underscore(name))
       stubs = Nif.module_info(:exports) -- @not_nifs
       # These speak for the whole VM, where other tests run.

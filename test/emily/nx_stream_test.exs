@@ -13,7 +13,7 @@ defmodule Emily.NxStreamTest do
   defp worker_bytes(stream), do: Stream.info(stream).bytes
 
   test "operations of a process go to its stream" do
-    {a, b} = {Stream.new(:cpu), Stream.new(:cpu)}
+    {a, b} = {Stream.new(Emily.TestDevice.device()), Stream.new(Emily.TestDevice.device())}
     x = Nx.tensor([1.0, 2.0])
     {in_a, in_b} = {worker_bytes(a), worker_bytes(b)}
     sum = Stream.with_stream(a, fn -> Nx.add(x, 1) end)
@@ -23,7 +23,7 @@ defmodule Emily.NxStreamTest do
   end
 
   test "a process inherits no stream" do
-    stream = Stream.new(:cpu)
+    stream = Stream.new(Emily.TestDevice.device())
 
     Stream.with_stream(stream, fn ->
       before = worker_bytes(stream)
@@ -36,11 +36,15 @@ defmodule Emily.NxStreamTest do
   test "processes on streams of their own go on while one is held", %{tmp_dir: folder} do
     weights = Nx.iota({8, 8}, type: :f32)
     expected = Nx.to_binary(Nx.dot(weights, weights))
-    held = Stream.new(:cpu)
+    held = Stream.new(Emily.TestDevice.device())
     gate = Gate.hold(held.worker, folder)
 
     waiting = Task.async(fn -> product(held, weights) end)
-    others = for _ <- 1..4, do: Task.async(fn -> product(Stream.new(:cpu), weights) end)
+
+    others =
+      for _ <- 1..4,
+          do: Task.async(fn -> product(Stream.new(Emily.TestDevice.device()), weights) end)
+
     assert Enum.uniq(Task.await_many(others, 60_000)) == [expected]
     assert Task.yield(waiting, 0) == nil
 
@@ -53,7 +57,7 @@ defmodule Emily.NxStreamTest do
   end
 
   test "lazy tensors cross streams, also after their own was closed" do
-    {a, b} = {Stream.new(:cpu), Stream.new(:cpu)}
+    {a, b} = {Stream.new(Emily.TestDevice.device()), Stream.new(Emily.TestDevice.device())}
     x = Stream.with_stream(a, fn -> Nx.multiply(Nx.tensor([1.0, 2.0, 3.0]), 2) end)
     y = Stream.with_stream(b, fn -> Nx.add(x, 1) end)
     Stream.close(a)
@@ -63,7 +67,7 @@ defmodule Emily.NxStreamTest do
   end
 
   test "defn runs on the stream of its caller" do
-    stream = Stream.new(:cpu)
+    stream = Stream.new(Emily.TestDevice.device())
     before = worker_bytes(stream)
     fun = Nx.Defn.jit(fn x -> Nx.sum(Nx.exp(x)) end, compiler: Nx.Defn.Evaluator)
     result = Stream.with_stream(stream, fn -> fun.(Nx.tensor([0.0, 0.0])) end)
@@ -72,7 +76,7 @@ defmodule Emily.NxStreamTest do
   end
 
   test "a closed stream raises in Nx too" do
-    stream = Stream.new(:cpu)
+    stream = Stream.new(Emily.TestDevice.device())
     Stream.close(stream)
 
     assert_raise RuntimeError, ~r/stream stopped/, fn ->

@@ -191,7 +191,7 @@ defmodule Emily.ServingTest do
 
   test "without streams both compute on the default worker", %{weights: weights} do
     start(:plain, serving(:plain, weights))
-    stream = Stream.new(:cpu)
+    stream = Stream.new(Emily.TestDevice.device())
     # A caller's stream is not the serving's.
     task = Stream.with_stream(stream, fn -> run(:plain) end)
     {pid, nil} = inside(:plain)
@@ -201,7 +201,7 @@ defmodule Emily.ServingTest do
 
   test "run computes in the caller, on the caller's stream", %{weights: weights} do
     serving = Serving.with_streams(serving(:inline, weights))
-    stream = Stream.new(:cpu)
+    stream = Stream.new(Emily.TestDevice.device())
     send(self(), :go)
     input = Nx.broadcast(Nx.tensor(1.0, type: :f32), {@features})
 

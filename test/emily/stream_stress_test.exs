@@ -41,13 +41,13 @@ defmodule Emily.StreamStressTest do
     @describetag skip: not Footprint.known?()
 
     defp make_and_collect(n) do
-      stream = Stream.new(:cpu)
+      stream = Stream.new(Emily.TestDevice.device())
       assert {_, _, [sum]} = compute(stream.worker, n)
       assert sum == n + 1.0
     end
 
     defp make_and_close(n) do
-      stream = Stream.new(:cpu)
+      stream = Stream.new(Emily.TestDevice.device())
       assert {_, _, [sum]} = compute(stream.worker, n)
       assert sum == n + 1.0
       Stream.close(stream)
@@ -98,26 +98,26 @@ defmodule Emily.StreamStressTest do
     end
 
     defp serial(round, users) do
-      stream = Stream.new(:cpu)
+      stream = Stream.new(Emily.TestDevice.device())
       for n <- 1..users, do: use_of(stream.worker, graph(stream.worker, round), n)
     end
 
     # The home of the tensor is open, closed, or collected with the process that made it.
     defp lazy_of(:open, round) do
-      stream = Stream.new(:cpu)
+      stream = Stream.new(Emily.TestDevice.device())
       Process.put(:kept, stream)
       graph(stream.worker, round)
     end
 
     defp lazy_of(:closed, round) do
-      stream = Stream.new(:cpu)
+      stream = Stream.new(Emily.TestDevice.device())
       tensor = graph(stream.worker, round)
       Stream.close(stream)
       tensor
     end
 
     defp lazy_of(:collected, round) do
-      Task.await(Task.async(fn -> graph(Stream.new(:cpu).worker, round) end))
+      Task.await(Task.async(fn -> graph(Stream.new(Emily.TestDevice.device()).worker, round) end))
     end
 
     defp assert_shared(rounds, users) do
@@ -125,7 +125,7 @@ defmodule Emily.StreamStressTest do
 
       pids =
         for n <- 1..users do
-          spawn_link(fn -> user(test, Stream.new(:cpu).worker, n) end)
+          spawn_link(fn -> user(test, Stream.new(Emily.TestDevice.device()).worker, n) end)
         end
 
       for round <- 1..rounds do
@@ -162,10 +162,10 @@ defmodule Emily.StreamStressTest do
   describe "callers killed at random" do
     defp assert_survives(kills) do
       :rand.seed(:exsss, {kills, 5, 1})
-      streams = for _ <- 1..4, do: Stream.new(:cpu)
+      streams = for _ <- 1..4, do: Stream.new(Emily.TestDevice.device())
 
       # A slot keeps the thread that MLX made for it, so that all that will be used are used before.
-      warm = for _ <- 1..(div(kills, 8) + 16), do: Stream.new(:cpu)
+      warm = for _ <- 1..(div(kills, 8) + 16), do: Stream.new(Emily.TestDevice.device())
       for stream <- streams ++ warm, do: work(stream, 3)
       for stream <- warm, do: Stream.close(stream)
       settle()
@@ -233,7 +233,8 @@ defmodule Emily.StreamStressTest do
       busy(stream, own)
     end
 
-    defp own_or(stream, n), do: if(rem(n, 8) == 0, do: Stream.new(:cpu), else: stream)
+    defp own_or(stream, n),
+      do: if(rem(n, 8) == 0, do: Stream.new(Emily.TestDevice.device()), else: stream)
 
     test "leak nothing, and the streams work on", do: assert_survives(100)
 
@@ -270,7 +271,7 @@ defmodule Emily.StreamStressTest do
 
     defp write_and_read(bytes, rounds) do
       fn ->
-        w = Stream.new(:cpu).worker
+        w = Stream.new(Emily.TestDevice.device()).worker
 
         for _ <- 1..rounds do
           tensor = Emily.from_binary(bytes, [byte_size(bytes)], {:u, 8})
@@ -294,14 +295,14 @@ defmodule Emily.StreamStressTest do
 
     defp compute_many(count, number) do
       fn ->
-        w = Stream.new(:cpu).worker
+        w = Stream.new(Emily.TestDevice.device()).worker
         for _ <- 1..count, do: compute(w, number)
       end
     end
 
     defp collect_many(count) do
       fn ->
-        w = Stream.new(:cpu).worker
+        w = Stream.new(Emily.TestDevice.device()).worker
         x = tensor([1.0], @f32)
         for _ <- 1..count, do: Native.exp(w, Native.add(w, x, x))
       end

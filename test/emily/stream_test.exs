@@ -46,11 +46,13 @@ defmodule Emily.StreamTest do
 
   describe "new/1" do
     test "makes open streams of the device that was asked for" do
-      assert %{device: :cpu, open: true, queue_depth: 0} = Stream.info(Stream.new(:cpu))
+      for device <- Stream.devices() do
+        assert %{device: ^device, open: true, queue_depth: 0} = Stream.info(Stream.new(device))
+      end
     end
 
     test "gives each stream a worker of its own" do
-      workers = for _ <- 1..8, do: Stream.new(:cpu).worker
+      workers = for _ <- 1..8, do: Stream.new(Emily.TestDevice.device()).worker
       assert length(Enum.uniq(workers)) == 8
     end
 
@@ -64,7 +66,7 @@ defmodule Emily.StreamTest do
     test "refuses a queue limit that is none" do
       for limit <- [0, -1, :many, 1.5, 1_000_000_000_000] do
         configure(:worker_queue_limit, limit)
-        error = assert_raise ArgumentError, fn -> Stream.new(:cpu) end
+        error = assert_raise ArgumentError, fn -> Stream.new(Emily.TestDevice.device()) end
         assert error.message =~ "wrong queue limit, expected an integer from 1 to 2^24"
       end
     end
@@ -88,7 +90,11 @@ defmodule Emily.StreamTest do
     test "refuses the 513th stream and makes one again when there is room" do
       streams = make_streams([])
       assert length(streams) <= 512
-      assert_raise RuntimeError, ~r/512 streams are in use/, fn -> Stream.new(:cpu) end
+
+      assert_raise RuntimeError, ~r/512 streams are in use/, fn ->
+        Stream.new(Emily.TestDevice.device())
+      end
+
       Enum.each(streams, &Stream.close/1)
       Nif.flush()
       assert %{open: true} = Stream.info(eventually(fn -> new_or_nil() end))
@@ -102,7 +108,7 @@ defmodule Emily.StreamTest do
     end
 
     defp new_or_nil do
-      Stream.new(:cpu)
+      Stream.new(Emily.TestDevice.device())
     rescue
       RuntimeError -> nil
     end
@@ -110,18 +116,19 @@ defmodule Emily.StreamTest do
 
   describe "with_stream/2" do
     test "returns what the function returns" do
-      assert Stream.with_stream(Stream.new(:cpu), fn -> {:any, 1} end) == {:any, 1}
+      assert Stream.with_stream(Stream.new(Emily.TestDevice.device()), fn -> {:any, 1} end) ==
+               {:any, 1}
     end
 
     test "installs the stream and removes it" do
-      stream = Stream.new(:cpu)
+      stream = Stream.new(Emily.TestDevice.device())
       assert Stream.with_stream(stream, &Stream.worker/0) == stream.worker
       refute Stream.worker() == stream.worker
       assert Process.get(:emily_worker) == nil
     end
 
     test "nests" do
-      [a, b, c] = for _ <- 1..3, do: Stream.new(:cpu)
+      [a, b, c] = for _ <- 1..3, do: Stream.new(Emily.TestDevice.device())
 
       Stream.with_stream(a, fn ->
         Stream.with_stream(b, fn ->
@@ -138,7 +145,8 @@ defmodule Emily.StreamTest do
     end
 
     test "restores the stream before it when the function raises, throws or exits" do
-      {outer, inner} = {Stream.new(:cpu), Stream.new(:cpu)}
+      {outer, inner} =
+        {Stream.new(Emily.TestDevice.device()), Stream.new(Emily.TestDevice.device())}
 
       Stream.with_stream(outer, fn ->
         assert_raise KeyError, fn ->
@@ -156,7 +164,7 @@ defmodule Emily.StreamTest do
     end
 
     test "speaks for its own process only" do
-      stream = Stream.new(:cpu)
+      stream = Stream.new(Emily.TestDevice.device())
 
       Stream.with_stream(stream, fn ->
         refute Task.await(Task.async(&Stream.worker/0)) == stream.worker
@@ -164,7 +172,7 @@ defmodule Emily.StreamTest do
     end
 
     test "makes the process compute on the stream", %{} do
-      stream = Stream.new(:cpu)
+      stream = Stream.new(Emily.TestDevice.device())
 
       sum =
         Stream.with_stream(stream, fn ->
@@ -184,7 +192,7 @@ defmodule Emily.StreamTest do
     end
 
     test "refuses what is no function without arguments" do
-      stream = Stream.new(:cpu)
+      stream = Stream.new(Emily.TestDevice.device())
 
       for other <- [nil, 42, :fun, fn _ -> 1 end, &Kernel.+/2, {Kernel, :self, []}] do
         error = assert_raise ArgumentError, fn -> Stream.with_stream(stream, other) end
@@ -215,14 +223,14 @@ defmodule Emily.StreamTest do
 
   describe "close/1" do
     test "is idempotent" do
-      stream = Stream.new(:cpu)
+      stream = Stream.new(Emily.TestDevice.device())
       assert Stream.close(stream) == :ok
       assert Stream.close(stream) == :ok
       assert %{open: false, queue_depth: 0} = Stream.info(stream)
     end
 
     test "makes later uses raise in every process" do
-      stream = Stream.new(:cpu)
+      stream = Stream.new(Emily.TestDevice.device())
       tensor = lazy(stream.worker, [1.0])
       Stream.close(stream)
 
@@ -244,20 +252,20 @@ defmodule Emily.StreamTest do
     end
 
     test "leaves tensors usable on other streams" do
-      stream = Stream.new(:cpu)
+      stream = Stream.new(Emily.TestDevice.device())
       {lazy, ready} = {lazy(stream.worker, [1.0]), lazy(stream.worker, [2.0])}
       Native.eval(stream.worker, ready)
       Stream.close(stream)
 
       assert decode(Emily.to_binary(ready), @f32) == [3.0]
       assert decode(Emily.to_binary(lazy), @f32) == [2.0]
-      other = Stream.new(:cpu).worker
+      other = Stream.new(Emily.TestDevice.device()).worker
       assert {_, _, [4.0]} = read(other, Native.add(other, lazy, lazy))
     end
 
     @tag :tmp_dir
     test "answers the waiting jobs and lets the running one end", %{tmp_dir: folder} do
-      stream = Stream.new(:cpu)
+      stream = Stream.new(Emily.TestDevice.device())
       gate = Gate.hold(stream.worker, folder)
       waiting = for _ <- 1..10, do: Task.async(fn -> attempt_eval(stream) end)
       eventually(fn -> Stream.info(stream).queue_depth == 10 end)
@@ -323,7 +331,7 @@ defmodule Emily.StreamTest do
 
     # In a function of its own, so that this process has no reference to the stream when it returns.
     defp queue_and_forget(folder) do
-      worker = Stream.new(:cpu).worker
+      worker = Stream.new(Emily.TestDevice.device()).worker
       gate = Gate.hold(worker, folder)
 
       for n <- 1..5 do
@@ -339,7 +347,7 @@ defmodule Emily.StreamTest do
   describe "order" do
     @tag :tmp_dir
     test "of a stream's jobs is the order in which they came", %{tmp_dir: folder} do
-      stream = Stream.new(:cpu)
+      stream = Stream.new(Emily.TestDevice.device())
       gate = Gate.hold(stream.worker, folder)
 
       # All jobs wait behind the gate; the answers come in the order of the jobs.
@@ -358,7 +366,7 @@ defmodule Emily.StreamTest do
     test "of random programs on random streams does not change their results" do
       for round <- 1..30 do
         :rand.seed(:exsss, {round, 2, 3})
-        workers = for _ <- 1..3, do: Stream.new(:cpu).worker
+        workers = for _ <- 1..3, do: Stream.new(Emily.TestDevice.device()).worker
         steps = for _ <- 1..40, do: {:rand.uniform(4), :rand.uniform(3), :rand.uniform(7) - 3}
 
         serial = run_steps(steps, fn _ -> hd(workers) end)
@@ -397,7 +405,9 @@ defmodule Emily.StreamTest do
   describe "two streams" do
     @tag :tmp_dir
     test "compute independently: one goes on while the other is held", %{tmp_dir: folder} do
-      {held, free} = {Stream.new(:cpu), Stream.new(:cpu)}
+      {held, free} =
+        {Stream.new(Emily.TestDevice.device()), Stream.new(Emily.TestDevice.device())}
+
       gate = Gate.hold(held.worker, folder)
       waiting = product(held.worker, 3)
       {:ok, _job} = Nif.eval(held.worker, [waiting], :waiting)
@@ -415,7 +425,7 @@ defmodule Emily.StreamTest do
     @tag :tmp_dir
     test "is an error at once that leaves nothing behind", %{tmp_dir: folder} do
       configure(:worker_queue_limit, 4)
-      stream = Stream.new(:cpu)
+      stream = Stream.new(Emily.TestDevice.device())
       gate = Gate.hold(stream.worker, folder)
       for n <- 1..4, do: {:ok, _} = Nif.eval(stream.worker, [product(stream.worker, 2)], n)
       assert Stream.info(stream).queue_depth == 4
@@ -435,7 +445,7 @@ defmodule Emily.StreamTest do
       end
 
       # A tensor at home there cannot be made ready for another stream either.
-      other = Stream.new(:cpu).worker
+      other = Stream.new(Emily.TestDevice.device()).worker
 
       assert_raise RuntimeError, ~r/stream queue full/, fn ->
         Native.exp(other, product(stream.worker, 2))
@@ -452,7 +462,7 @@ defmodule Emily.StreamTest do
   describe "a time limit" do
     @tag :tmp_dir
     test "cancels the waiting job and leaves nothing in the mailbox", %{tmp_dir: folder} do
-      stream = Stream.new(:cpu)
+      stream = Stream.new(Emily.TestDevice.device())
       gate = Gate.hold(stream.worker, folder)
       wait_at_most(0)
       products = for _ <- 1..5, do: product(stream.worker, 2)
@@ -480,7 +490,7 @@ defmodule Emily.StreamTest do
     end
 
     test "met by a race of answer and limit leaves nothing in the mailbox" do
-      stream = Stream.new(:cpu)
+      stream = Stream.new(Emily.TestDevice.device())
       wait_at_most(0)
 
       outcomes =
@@ -502,7 +512,7 @@ defmodule Emily.StreamTest do
   describe "a caller that dies" do
     @tag :tmp_dir
     test "takes its queued jobs with it", %{tmp_dir: folder} do
-      stream = Stream.new(:cpu)
+      stream = Stream.new(Emily.TestDevice.device())
       gate = Gate.hold(stream.worker, folder)
       product = product(stream.worker, 2)
       {caller, monitor} = spawn_monitor(fn -> Native.eval(stream.worker, product) end)
@@ -571,7 +581,7 @@ defmodule Emily.StreamTest do
       end
 
       # Streams of one's own need no owner.
-      stream = Stream.new(:cpu)
+      stream = Stream.new(Emily.TestDevice.device())
 
       assert {_, _, [2.0]} =
                Stream.with_stream(stream, fn ->
@@ -594,7 +604,7 @@ defmodule Emily.StreamTest do
       for n <- 1..100, do: send(self(), {n, :ok})
       send(self(), {make_ref(), {:ok, []}})
       before = mailbox()
-      stream = Stream.new(:cpu)
+      stream = Stream.new(Emily.TestDevice.device())
       assert Native.eval(stream.worker, product(stream.worker, 2)) == :ok
       assert {_q, _r} = Native.linalg_qr(stream.worker, tensor([1.0], @f32, [1, 1]))
       assert mailbox() == before

@@ -80,7 +80,7 @@ defmodule Emily.TelemetryTest do
   end
 
   test "building and evaluating in the native layer emits nothing" do
-    w = Emily.Stream.new(:cpu).worker
+    w = Emily.Stream.new(Emily.TestDevice.device()).worker
     Native.eval(w, Native.add(w, tensor(), tensor()))
     refute_received {[:emily | _], _, _}
   end

@@ -13,8 +13,8 @@ defmodule Emily.NxGenerators do
 
   def integers, do: @integers
   def signed, do: Enum.filter(@integers, &match?({:s, _}, &1))
-  def floats, do: @floats
-  def reals, do: @integers ++ @floats
+  def floats, do: Emily.TestDevice.types(@floats)
+  def reals, do: @integers ++ floats()
   def types, do: reals() ++ [{:c, 64}]
 
   @doc "A shape, with size 1 more often than chance would have it."

@@ -9,14 +9,6 @@ defmodule Emily.NxTensors do
 
   import ExUnit.Assertions
 
-  @tolerance %{
-    {:f, 16} => 4.0e-3,
-    {:bf, 16} => 3.0e-2,
-    {:f, 32} => 2.0e-5,
-    {:f, 64} => 1.0e-11,
-    {:c, 64} => 5.0e-5
-  }
-
   @doc """
   Asserts that both backends give the same, and the compiler the bits of the backend.
 
@@ -104,7 +96,7 @@ defmodule Emily.NxTensors do
     assert Emily.shape(ref) == Tuple.to_list(devectorized.shape)
     assert Emily.dtype(ref) == Emily.Lowering.Narrow.storage(actual.type)
 
-    tolerance = opts[:tolerance] || Map.get(@tolerance, expected.type, 0)
+    tolerance = opts[:tolerance] || Emily.TestDevice.tolerance(expected.type)
     found = numbers(actual)
     wanted = numbers(expected)
 

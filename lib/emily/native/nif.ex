@@ -5,11 +5,17 @@ defmodule Emily.Native.Nif do
 
   import Kernel, except: [apply: 3]
 
+  # The compiler loads this module as soon as it is made: what on_load calls must have been made before.
+  require Emily.Preflight
+
   @on_load :load
 
   @doc false
   def load do
-    case :erlang.load_nif(Path.join(:code.priv_dir(:emily), "libemily_nif"), 0) do
+    library = Emily.Preflight.library(List.to_string(:code.priv_dir(:emily)))
+    warn(Emily.Preflight.found())
+
+    case :erlang.load_nif(library, 0) do
       :ok ->
         :ok
 
@@ -18,6 +24,14 @@ defmodule Emily.Native.Nif do
         :logger.error(~c"emily: the native library does not load (~s): ~ts", [reason, text])
         {:error, reason}
     end
+  end
+
+  # A host without NVIDIA's driver is one without a GPU, which whoever asks for the GPU is told.
+  defp warn([%{what: "no NVIDIA driver" <> _}]), do: :ok
+  defp warn([]), do: :ok
+
+  defp warn(problems) do
+    :logger.warning(~c"emily: the GPU is not used: ~ts", [Emily.Preflight.reason(problems)])
   end
 
   ## Contract
@@ -37,6 +51,7 @@ defmodule Emily.Native.Nif do
 
   ## Workers
   def devices, do: missing()
+  def device_info(_device), do: missing()
   def worker_start(_device, _capacity), do: missing()
   def worker_close(_worker), do: missing()
   def worker_info(_worker), do: missing()

@@ -108,14 +108,18 @@ defmodule Emily.Stream.Default do
 
   defp raise_no_gpu do
     raise ArgumentError,
-          "there is no GPU on this host (or this build of MLX is for the CPU); " <>
+          "there is no GPU on this host (#{Emily.Preflight.reason(Emily.Preflight.found())}); " <>
             "use :cpu, or config :emily, gpu_unavailable: :cpu"
   end
 
   defp warn_once do
     unless :persistent_term.get({__MODULE__, :warned}, false) do
       :persistent_term.put({__MODULE__, :warned}, true)
-      Logger.warning("emily: there is no GPU on this host, :gpu streams compute on the CPU")
+      reason = Emily.Preflight.reason(Emily.Preflight.found())
+
+      Logger.warning(
+        "emily: there is no GPU on this host, :gpu streams compute on the CPU (#{reason})"
+      )
     end
 
     :cpu

@@ -70,6 +70,24 @@ pub enum Error {
         /// MLX's text.
         message: String,
     },
+    /// The device has no room, also after the cache was given back.
+    #[error(
+        "{}: out of memory: {asked} bytes were asked for, {free} bytes are free on the {device} \
+         ({active} bytes are in use, the cache was given back)",
+        Snake(op)
+    )]
+    OutOfMemory {
+        /// The op.
+        op: &'static str,
+        /// What MLX asked for where it says so, else the bytes of what was to be computed.
+        asked: usize,
+        /// Where there is no room.
+        device: &'static str,
+        /// Free bytes of the device.
+        free: usize,
+        /// Bytes in tensors that live.
+        active: usize,
+    },
     /// The worker is closed.
     #[error("stream stopped: it was closed, or nobody holds it any more")]
     Stopped,
@@ -134,6 +152,7 @@ impl Error {
             Error::Stopped => Kind::Stopped,
             Error::QueueFull { .. } => Kind::QueueFull,
             Error::Mlx { .. }
+            | Error::OutOfMemory { .. }
             | Error::NoStream { .. }
             | Error::File { .. }
             | Error::Panicked { .. } => Kind::Runtime,

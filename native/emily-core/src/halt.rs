@@ -5,8 +5,11 @@
 //!
 //! 1. It raises a flag: building stops (the thread sleeps for ever) and nothing is freed any more.
 //! 2. It closes the gate of evaluations, which waits for those that run, and keeps it closed.
-//! 3. Where one runs longer than [`PATIENCE`], it ends the process at once with the exit code.
+//! 3. Where one runs longer than [`PATIENCE`], it ends the process at once with the exit code. So it
+//!    does with CUDA in any case: MLX's destructors synchronise its streams, and abort because the
+//!    driver is shutting down.
 
+use crate::device::Device;
 use crate::slot;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -66,13 +69,18 @@ pub(crate) fn register() {
     extern "C" {
         // glibc's atexit whose handler is told the exit code.
         fn on_exit(handler: extern "C" fn(c_int, *mut c_void), argument: *mut c_void) -> c_int;
+        fn fflush(stream: *mut c_void) -> c_int;
         fn _exit(status: c_int) -> !;
     }
 
     extern "C" fn leave(status: c_int, _: *mut c_void) {
-        if !quiesce() {
-            // SAFETY: ends the process without running destructors, which is the point.
-            unsafe { _exit(status) };
+        if !quiesce() || Device::Gpu.is_present() {
+            // SAFETY: writes what C's streams hold, then ends the process without running destructors,
+            // which is the point.
+            unsafe {
+                fflush(std::ptr::null_mut());
+                _exit(status);
+            }
         }
     }
 

@@ -22,6 +22,7 @@ pub mod queue;
 pub mod reaper;
 pub mod reply;
 mod risk;
+mod shortage;
 pub mod slot;
 pub mod tensor;
 pub mod worker;

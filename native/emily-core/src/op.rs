@@ -20,10 +20,13 @@
 mod attrs;
 pub use attrs::*;
 
+use self::graph::Graph;
 use crate::build::{Build, Describe};
+use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::memory;
 use mlx_rs::Array;
+use smallvec::SmallVec;
 
 mod conv;
 mod creation;
@@ -86,7 +89,11 @@ macro_rules! ops {
             /// [`Error::Arity`] for a wrong number of inputs or an op with several outputs, and what
             /// the op's own checks or MLX find wrong.
             pub fn build(&self, build: &Build, inputs: Inputs) -> Result<Array> {
-                let array = self.build_node(build, inputs)?;
+                let copies = self.copies_for_host(build, inputs)?;
+                let array = match &copies {
+                    None => self.build_node(build, inputs)?,
+                    Some(copies) => self.build_node(build, &borrowed(copies))?,
+                };
                 if !self.is_view() {
                     self.check_size(build, &array)?;
                 }
@@ -109,13 +116,24 @@ macro_rules! ops {
             /// # Errors
             /// As [`Op::build`].
             pub fn build_all(&self, build: &Build, inputs: Inputs) -> Result<Vec<Array>> {
+                if !self.has_several_outputs() {
+                    return self.build(build, inputs).map(|array| vec![array]);
+                }
+                let copies = self.copies_for_host(build, inputs)?;
+                match &copies {
+                    None => self.build_nodes(build, inputs),
+                    Some(copies) => self.build_nodes(build, &borrowed(copies)),
+                }
+            }
+
+            fn build_nodes(&self, build: &Build, inputs: Inputs) -> Result<Vec<Array>> {
                 match self {
                     $(ops!(@bind attrs $sev $(($sev_attrs))?) => {
                         check_arity(stringify!($sev), &$sev_arity, inputs)?;
                         inputs.iter().flatten().try_for_each(|x| self.check_size(build, x))?;
                         ops!(@call $sev_fn, attrs, build, inputs, $(($sev_attrs))?)
                     })*
-                    _ => self.build(build, inputs).map(|array| vec![array]),
+                    _ => unreachable!("asked by build_all"),
                 }
             }
         }
@@ -146,6 +164,36 @@ impl Op {
         Ok(())
     }
 
+    /// Copies of the inputs of an op that the host computes for a device with memory of its own.
+    fn copies_for_host(&self, build: &Build, inputs: Inputs) -> Result<Option<Copies>> {
+        if build.is_cpu() || !Device::Gpu.has_memory_of_its_own() || !self.is_of_host() {
+            return Ok(None);
+        }
+        let graph = Graph::new(build, self.name());
+        let copy =
+            |input: &Option<&Array>| input.map(|array| graph.copy_for_host(array)).transpose();
+        inputs.iter().map(copy).collect::<Result<_>>().map(Some)
+    }
+
+    /// Whether it is computed on the CPU whatever the stream: GPUs lack these.
+    fn is_of_host(&self) -> bool {
+        matches!(
+            self,
+            Op::LinalgCholesky(_)
+                | Op::LinalgInv
+                | Op::LinalgTriInv(_)
+                | Op::LinalgPinv
+                | Op::LinalgSolve
+                | Op::LinalgSolveTriangular(_)
+                | Op::LinalgDet
+                | Op::LinalgLu
+                | Op::LinalgSvd
+                | Op::LinalgQr
+                | Op::LinalgEigh(_)
+                | Op::LinalgEig
+        )
+    }
+
     /// Whether the result is another look at the input's elements, whatever its shape.
     fn is_view(&self) -> bool {
         matches!(
@@ -158,6 +206,13 @@ impl Op {
                 | Op::StopGradient
         )
     }
+}
+
+/// Inputs of an op that are its own.
+type Copies = SmallVec<[Option<Array>; 4]>;
+
+fn borrowed(copies: &Copies) -> SmallVec<[Option<&Array>; 4]> {
+    copies.iter().map(Option::as_ref).collect()
 }
 
 /// Bytes that any system gives to a process that asks.

@@ -28,6 +28,9 @@ enum Remains {
     Flush(Sender<()>),
 }
 
+/// Of the reaper's thread.
+const NAME: &str = "emily-reaper";
+
 /// How long the reaper gathers before it sleeps again. Waking a sleeping thread costs a scheduler
 /// some microseconds, which this bounds to once in the time.
 const GATHER: Duration = Duration::from_millis(1);
@@ -37,7 +40,7 @@ fn queue() -> &'static Sender<Remains> {
     QUEUE.get_or_init(|| {
         let (sender, receiver) = unbounded();
         thread::Builder::new()
-            .name("emily-reaper".into())
+            .name(NAME.into())
             .spawn(move || reap(&receiver))
             .expect("the operating system has room for one thread when emily is loaded");
         sender
@@ -64,6 +67,7 @@ pub fn start() -> Result<()> {
 }
 
 fn prepare() -> Result<()> {
+    mlx::configure();
     mlx::install_error_handler();
     let device = Device::preferred();
     // SAFETY: a live device; nothing else of MLX runs yet.
@@ -125,6 +129,10 @@ pub(crate) fn join(handle: JoinHandle<()>) {
 
 /// Waits until everything handed over before has been freed or joined.
 pub fn flush() {
+    // The reaper itself has nothing to wait for.
+    if thread::current().name() == Some(NAME) {
+        return;
+    }
     let (done, flushed) = crossbeam_channel::bounded(1);
     let _ = queue().send(Remains::Flush(done));
     let _ = flushed.recv();

@@ -12,6 +12,7 @@ use crate::mlx;
 use crate::op::Op;
 use crate::reaper;
 use crate::risk::Risks;
+use crate::shortage;
 use crate::slot::{self, Home, Slot};
 use mlx_rs::Array;
 use parking_lot::RwLock;
@@ -297,6 +298,9 @@ impl Tensor {
         let outcome = evaluate(OP, [&contiguous]);
         self.settle(&outcome);
         outcome?;
+        if self.device().has_memory_of_its_own() {
+            return Bytes::copied(&contiguous, self.byte_size());
+        }
         Bytes::of(contiguous, self.byte_size())
             .ok_or_else(|| Error::Mlx { op: OP, message: "MLX made no contiguous copy".into() })
     }
@@ -355,8 +359,10 @@ fn free(array: Array, weight: Weight) {
 /// The elements of a tensor, row-major in the host's byte order, which stay as long as this lives.
 #[derive(Debug)]
 pub struct Bytes {
-    /// Keeps the buffer, and keeps MLX from reusing it for a result.
+    /// Keeps the buffer, and keeps MLX from reusing it for a result. `None` where `copy` has the bytes.
     array: Option<Array>,
+    /// What was copied from a device whose memory the host does not read.
+    copy: Box<[u8]>,
     start: *const u8,
     length: usize,
 }
@@ -378,7 +384,18 @@ impl Bytes {
         }
         // SAFETY: the array is evaluated; MLX reinterprets its buffer whatever the dtype.
         let start = unsafe { mlx_sys::mlx_array_data_uint8(array.as_ptr()) };
-        Some(Bytes { array: Some(array), start, length })
+        Some(Bytes { array: Some(array), copy: Box::default(), start, length })
+    }
+
+    /// A copy of an array that the calling thread has just evaluated, whose elements lie in order. The
+    /// array's buffer stays as it is: other streams may be computing with it.
+    fn copied(array: &Array, length: usize) -> Result<Self> {
+        let mut copy = vec![0; length].into_boxed_slice();
+        // SAFETY: the array is evaluated and has `length` bytes; so has the copy.
+        let status =
+            unsafe { mlx_sys::emily_cuda_read(array.as_ptr(), copy.as_mut_ptr().cast(), length) };
+        mlx::check("ToBinary", status)?;
+        Ok(Bytes { array: None, copy, start: std::ptr::null(), length })
     }
 }
 
@@ -386,6 +403,9 @@ impl std::ops::Deref for Bytes {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
+        if self.array.is_none() {
+            return &self.copy;
+        }
         if self.length == 0 {
             return &[];
         }
@@ -441,8 +461,13 @@ pub(crate) fn evaluate<'a>(
     op: &'static str,
     arrays: impl IntoIterator<Item = &'a Array>,
 ) -> Result<()> {
-    let outputs = crate::build::Arrays::from_iter(arrays);
-    let _gate = slot::evaluating();
-    // SAFETY: a live vector of arrays whose slot the caller holds.
-    mlx::check(op, unsafe { mlx_sys::mlx_eval(outputs.as_raw()) })
+    let mut asked = 0;
+    let outputs = crate::build::Arrays::from_iter(arrays.into_iter().inspect(|array| {
+        asked += array.count() * array.dtype_of().size();
+    }));
+    shortage::retry(op, asked, || {
+        let _gate = slot::evaluating();
+        // SAFETY: a live vector of arrays whose slot the caller holds.
+        mlx::check(op, unsafe { mlx_sys::mlx_eval(outputs.as_raw()) })
+    })
 }

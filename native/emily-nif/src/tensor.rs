@@ -3,7 +3,7 @@
 use crate::atoms;
 use crate::error::{encode_result, wrong};
 use crate::worker;
-use emily_core::device::Device;
+use emily_core::device::{Device, Property};
 use emily_core::dtype::Dtype;
 use emily_core::error::{Error, Result};
 use emily_core::tensor::{Bytes, Tensor};
@@ -163,6 +163,23 @@ fn deallocate<'a>(env: Env<'a>, tensor: Term<'a>) -> Term<'a> {
 #[rustler::nif]
 fn devices() -> Vec<Atom> {
     [Device::Cpu, Device::Gpu].into_iter().filter(|d| d.is_present()).map(encode_device).collect()
+}
+
+/// What MLX says of a device: pairs of a name and a text or a number.
+#[rustler::nif]
+fn device_info<'a>(env: Env<'a>, device: Term<'a>) -> Term<'a> {
+    let info = |device: Device| {
+        let pairs: Vec<(String, Term)> = device
+            .info()?
+            .into_iter()
+            .map(|(name, property)| match property {
+                Property::Text(text) => (name, text.encode(env)),
+                Property::Size(size) => (name, size.encode(env)),
+            })
+            .collect();
+        Ok(pairs.encode(env))
+    };
+    encode_result(env, worker::decode_device(device).and_then(info))
 }
 
 /// Waits until what was dropped before has been freed, and ended threads have been joined.

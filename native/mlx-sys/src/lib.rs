@@ -19,4 +19,12 @@ extern "C" {
         keys: *mut mlx_vector_string,
         gguf: mlx_io_gguf,
     ) -> std::os::raw::c_int;
+
+    /// Copies the first `bytes` bytes of an evaluated, row-contiguous array of MLX's CUDA build. To be
+    /// called where the array has just been evaluated: the thread has the device's context then.
+    pub fn emily_cuda_read(
+        array: mlx_array,
+        into: *mut std::os::raw::c_void,
+        bytes: usize,
+    ) -> std::os::raw::c_int;
 }

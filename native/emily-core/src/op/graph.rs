@@ -3,6 +3,7 @@
 
 use super::Inputs;
 use crate::build::{Build, Describe};
+use crate::device::Device;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use mlx_rs::Array;
@@ -254,6 +255,20 @@ impl Graph {
             return Ok(Array::from_f64(value));
         }
         self.astype(&Array::from_f32(value as f32), dtype)
+    }
+
+    /// What the host computes with on a device with memory of its own: a copy.
+    ///
+    /// MLX moves a buffer that the host reads to unified memory, and frees the device's, which kernels
+    /// of other streams may be using.
+    pub(super) fn copy_for_host(&self, array: &Array) -> Result<Array> {
+        // No device has computed an f64.
+        let is_of_host = self.build.is_cpu() || array.dtype_of() == Dtype::Float64;
+        if is_of_host || !Device::Gpu.has_memory_of_its_own() {
+            return Ok(array.clone());
+        }
+        // A selection is a new buffer, where MLX's own copy shares the old one.
+        self.select(&self.scalar(1.0, Dtype::Bool)?, array, array)
     }
 }
 

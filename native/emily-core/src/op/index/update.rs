@@ -117,10 +117,16 @@ pub(crate) fn scatter_positions(
     updates: &Array,
     axes: &[i32],
 ) -> Result<Array> {
-    let graph = on_capable_device(graph, a.dtype_of());
-    let positions = Arrays::from_iter(positions);
+    let capable = on_capable_device(graph, a.dtype_of());
+    let here = |array: &Array| match capable.build.is_cpu() {
+        true => graph.copy_for_host(array),
+        false => Ok(array.clone()),
+    };
+    let (a, updates) = (here(a)?, here(updates)?);
+    let positions = positions.iter().map(here).collect::<Result<Vec<_>>>()?;
+    let positions = Arrays::from_iter(&positions);
     // SAFETY: the functions are mlx-c's; the handles are live and the pointer has the length beside it.
-    graph.call(|res, s| unsafe {
+    capable.call(|res, s| unsafe {
         function(
             res,
             a.as_ptr(),

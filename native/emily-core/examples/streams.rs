@@ -1,0 +1,154 @@
+//! The rival of `bench/gpu.exs`: plain threads, each with a stream of its own, and nothing between them
+//! and mlx-c.
+//!
+//! A step is decode-like: `x = x + tanh(x w)` for every layer, in bf16, for one row. Threads share the
+//! weights and build their own graphs.
+//!
+//! `cargo run --release --package emily-core --example streams -- SECONDS LAYERS SIZE [STREAMS...]`
+
+use emily_core::reaper;
+use mlx_sys::{mlx_array, mlx_stream};
+use std::ffi::c_int;
+use std::sync::{Arc, Barrier};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// A handle that is freed. Threads share those that are evaluated.
+struct Array(mlx_array);
+
+// SAFETY: the arrays that threads share are evaluated and only read.
+unsafe impl Send for Array {}
+// SAFETY: as above.
+unsafe impl Sync for Array {}
+
+impl Drop for Array {
+    fn drop(&mut self) {
+        // SAFETY: ours alone and not used again.
+        unsafe { mlx_sys::mlx_array_free(self.0) };
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Stream(mlx_stream);
+
+// SAFETY: one thread at a time uses a stream; the handle itself is only read.
+unsafe impl Send for Stream {}
+
+fn made(call: impl FnOnce(*mut mlx_array) -> c_int) -> Array {
+    // SAFETY: makes an empty handle.
+    let mut array = Array(unsafe { mlx_sys::mlx_array_new() });
+    assert_eq!(call(&mut array.0), 0);
+    array
+}
+
+fn eval(array: &Array) {
+    // SAFETY: a live handle of this thread's stream.
+    assert_eq!(unsafe { mlx_sys::mlx_array_eval(array.0) }, 0);
+}
+
+const BF16: u32 = mlx_sys::mlx_dtype__MLX_BFLOAT16;
+
+fn random(shape: [c_int; 2], scale: f32, seed: u64, stream: Stream) -> Array {
+    // SAFETY: live handles, and a shape of two sizes.
+    let array = made(|res| unsafe {
+        let mut key = mlx_sys::mlx_array_new();
+        assert_eq!(mlx_sys::mlx_random_key(&mut key, seed), 0);
+        let (sizes, rank) = (shape.as_ptr(), shape.len());
+        let status = mlx_sys::mlx_random_normal(res, sizes, rank, BF16, 0.0, scale, key, stream.0);
+        mlx_sys::mlx_array_free(key);
+        status
+    });
+    eval(&array);
+    array
+}
+
+fn step(x: &Array, weights: &[Array], stream: Stream) -> Array {
+    // SAFETY: live handles throughout.
+    let layer = |x: &Array, w: &Array| unsafe {
+        let product = made(|res| mlx_sys::mlx_matmul(res, x.0, w.0, stream.0));
+        let tanh = made(|res| mlx_sys::mlx_tanh(res, product.0, stream.0));
+        made(|res| mlx_sys::mlx_add(res, x.0, tanh.0, stream.0))
+    };
+    let (first, rest) = weights.split_first().expect("there is a layer");
+    let x = rest.iter().fold(layer(x, first), |x, w| layer(&x, w));
+    eval(&x);
+    x
+}
+
+fn sum(x: &Array, stream: Stream) -> f32 {
+    // SAFETY: live handles; the result is one f32 that the stream has computed.
+    unsafe {
+        let wide =
+            made(|res| mlx_sys::mlx_astype(res, x.0, mlx_sys::mlx_dtype__MLX_FLOAT32, stream.0));
+        let sum = made(|res| mlx_sys::mlx_sum(res, wide.0, false, stream.0));
+        eval(&sum);
+        let mut value = 0.0;
+        assert_eq!(mlx_sys::mlx_array_item_float32(&mut value, sum.0), 0);
+        value
+    }
+}
+
+fn main() {
+    let numbers: Vec<usize> =
+        std::env::args().skip(1).map(|arg| arg.parse().expect("numbers")).collect();
+    let &[seconds, layers, size, ref counts @ ..] = numbers.as_slice() else {
+        panic!("expected SECONDS LAYERS SIZE [STREAMS...]");
+    };
+    let counts = if counts.is_empty() { &[1, 2, 4, 8][..] } else { counts };
+    reaper::start().expect("MLX starts");
+    // SAFETY: no evaluation runs while the streams are made.
+    let streams: Vec<Stream> = unsafe {
+        let mut device = mlx_sys::mlx_device_new();
+        assert_eq!(mlx_sys::mlx_get_default_device(&mut device), 0);
+        (0..8).map(|_| Stream(mlx_sys::mlx_stream_new_thread_unsafe(device))).collect()
+    };
+    let side = size as c_int;
+    let scale = 1.0 / (size as f32).sqrt();
+    // SAFETY: a live stream.
+    unsafe { mlx_sys::mlx_set_default_stream(streams[0].0) };
+    let weights: Arc<Vec<Array>> =
+        Arc::new((0..layers).map(|n| random([side, side], scale, n as u64, streams[0])).collect());
+    let x = Arc::new(random([1, side], 1.0, 1 << 40, streams[0]));
+    let expected = sum(
+        &(0..20).fold(step(&x, &weights, streams[0]), |x, _| step(&x, &weights, streams[0])),
+        streams[0],
+    );
+
+    for &count in counts {
+        let barrier = Arc::new(Barrier::new(count));
+        let threads: Vec<_> = (0..count)
+            .map(|n| {
+                let (weights, x, barrier, stream) =
+                    (Arc::clone(&weights), Arc::clone(&x), Arc::clone(&barrier), streams[n]);
+                thread::spawn(move || {
+                    // SAFETY: a live stream, of this thread alone.
+                    unsafe { mlx_sys::mlx_set_default_stream({ stream }.0) };
+                    let first = step(&x, &weights, stream);
+                    let result =
+                        sum(&(0..20).fold(first, |x, _| step(&x, &weights, stream)), stream);
+                    assert_eq!(result.to_bits(), expected.to_bits(), "not as on one stream");
+                    barrier.wait();
+                    let mut times = Vec::new();
+                    let begin = Instant::now();
+                    while begin.elapsed() < Duration::from_secs(seconds as u64) {
+                        let start = Instant::now();
+                        step(&x, &weights, stream);
+                        times.push(start.elapsed());
+                    }
+                    (times, begin.elapsed())
+                })
+            })
+            .collect();
+        let runs: Vec<_> = threads.into_iter().map(|t| t.join().expect("no panic")).collect();
+        let rate: f64 =
+            runs.iter().map(|(times, span)| times.len() as f64 / span.as_secs_f64()).sum();
+        let mut all: Vec<Duration> = runs.into_iter().flat_map(|(times, _)| times).collect();
+        all.sort();
+        let at = |share: f64| all[((all.len() - 1) as f64 * share) as usize].as_secs_f64() * 1e3;
+        println!(
+            "rust {count} streams: {rate:.0} steps/s, p50 {:.3} ms, p99 {:.3} ms",
+            at(0.5),
+            at(0.99)
+        );
+    }
+}

@@ -1,0 +1,64 @@
+// Reading memory of a CUDA device. MLX itself reads by moving the buffer to unified memory for good,
+// without a lock, and frees the device's copy that another stream's kernels may still use.
+
+#include <cstring>
+
+#include "mlx/c/error.h"
+#include "mlx/c/private/mlx.h"
+
+#ifdef __linux__
+#include <dlfcn.h>
+
+namespace {
+
+// As in mlx/backend/cuda/allocator.h of MLX 0.32.2, whose includes need CUDA's own headers.
+struct CudaBuffer {
+  void* data;
+  size_t size;
+  int device; // -1 for unified memory
+};
+
+using CopyToHost = int (*)(void*, unsigned long long, size_t);
+
+// The driver, which libmlx has loaded, is not linked here: the library must load without it.
+CopyToHost find_copy() {
+  void* driver = dlopen("libcuda.so.1", RTLD_LAZY | RTLD_NOLOAD);
+  return driver ? reinterpret_cast<CopyToHost>(dlsym(driver, "cuMemcpyDtoH_v2")) : nullptr;
+}
+
+} // namespace
+
+extern "C" int emily_cuda_read(mlx_array array, void* into, size_t bytes) {
+  try {
+    const auto& evaluated = mlx_array_get_(array);
+    const auto* buffer = static_cast<const CudaBuffer*>(evaluated.buffer().ptr());
+    if (bytes == 0 || buffer == nullptr) {
+      return 0;
+    }
+    const char* start = static_cast<const char*>(buffer->data) + evaluated.offset();
+    if (buffer->device == -1) {
+      std::memcpy(into, start, bytes);
+      return 0;
+    }
+    static const CopyToHost copy = find_copy();
+    if (copy == nullptr) {
+      mlx_error("the CUDA driver has no cuMemcpyDtoH_v2");
+      return 1;
+    }
+    const int status = copy(into, reinterpret_cast<unsigned long long>(start), bytes);
+    if (status != 0) {
+      mlx_error(("cuMemcpyDtoH failed: CUDA error " + std::to_string(status)).c_str());
+      return 1;
+    }
+    return 0;
+  } catch (std::exception& e) {
+    mlx_error(e.what());
+    return 1;
+  }
+}
+#else
+extern "C" int emily_cuda_read(mlx_array, void*, size_t) {
+  mlx_error("this build of MLX has no CUDA");
+  return 1;
+}
+#endif
