@@ -7,9 +7,9 @@ defmodule Emily.MixProject do
   @version "0.1.0"
 
   # What needs Nx: the names of files and folders in lib/emily and test/support, and the first words
-  # of the names in test/emily.
-  @needs_nx ~w(backend block bumblebee compiler emitter fast lowering mixed_precision nx program) ++
-              ~w(quantization quantized_weight serving)
+  # of the names in test/emily and test/examples.
+  @needs_nx ~w(backend block bumblebee compiler emitter fast generation lowering minilm mixed_precision) ++
+              ~w(nx program quantization quantized_weight serving smollm2_nx)
 
   def project do
     [
@@ -89,7 +89,7 @@ defmodule Emily.MixProject do
   defp files(folders, pattern), do: Enum.flat_map(folders, &Path.wildcard("#{&1}/**/#{pattern}"))
 
   defp needs_nx?(path) do
-    path =~ ~r"^(lib|test)/(emily|support)/(#{Enum.join(@needs_nx, "|")})[/._]"
+    path =~ ~r"^(lib|test)/(emily|examples|support)/(#{Enum.join(@needs_nx, "|")})[/._]"
   end
 
   ## Docs and package
