@@ -57,9 +57,9 @@ defmodule Emily.MixProject do
 
   # Mix takes applications that are neither dependencies nor listed here off the code path.
   defp system_applications do
-    test = if Mix.env() == :test, do: [:axon, :stream_data, :telemetry_metrics], else: []
+    ours = if Mix.env() == :prod, do: [], else: [:axon, :stream_data, :telemetry_metrics]
     found? = &(:code.lib_dir(&1) != {:error, :bad_name})
-    if system_deps?(), do: Enum.filter([:nx, :telemetry] ++ test, found?), else: []
+    if system_deps?(), do: Enum.filter([:nx, :telemetry] ++ ours, found?), else: []
   end
 
   ## Without Nx

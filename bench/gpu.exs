@@ -14,6 +14,8 @@ defmodule Bench.Gpu do
   @counts [1, 2, 4, 8]
 
   def run(args) do
+    {:ok, _} = Application.ensure_all_started(:emily)
+
     {options, parts, []} =
       OptionParser.parse(args,
         strict: [

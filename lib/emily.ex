@@ -86,6 +86,20 @@ defmodule Emily do
   end
 
   @doc """
+  Has tensors computed and returns once that is scheduled, so that the caller can prepare what comes
+  next meanwhile. Whoever reads one of them waits.
+
+  What can fail while it is computed, such as the inverse of a matrix, is waited for. Emits the span
+  `[:emily, :async_eval]`.
+  """
+  @spec async_eval([tensor]) :: :ok
+  def async_eval(tensors) when is_list(tensors) do
+    Emily.Telemetry.span([:emily, :async_eval], %{}, fn ->
+      {Call.async_eval(Emily.Stream.worker(), tensors), %{}}
+    end)
+  end
+
+  @doc """
   Loads a checkpoint: a `.gguf`, `.safetensors` or `.npy` file.
 
   Returns its tensors and its metadata by name. The tensor of an `.npy` file is called `"array"`. Metadata

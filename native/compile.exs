@@ -93,18 +93,18 @@ defmodule Mix.Tasks.Compile.EmilyNif do
     |> Base.encode16()
   end
 
-  # Wheels, the files in them that are needed, and the folder of priv/ for them.
+  # Wheels, the files in them that are needed, and the folder of priv/ for them. MLX compiles kernels that
+  # it fuses, and those for CUDA, against its headers when they are first used.
   defp companions("metal"), do: [{"mlx-metal", ["mlx/lib/*"], "."}]
   defp companions("cpu"), do: [mlx_cpu("."), blas()]
 
-  # CUDA kernels are compiled against MLX's headers when they are first used. Without a GPU that build
-  # of MLX does not load, and the one for the CPU takes its place.
+  # Without a GPU the build of MLX for CUDA does not load, and the one for the CPU takes its place.
   defp companions("cuda" <> version) do
     files = ["mlx/lib/*", "mlx_cuda_*.libs/*", "mlx/include/**"]
     [{"mlx-cuda-#{version}", files, "."}, mlx_cpu(@cpu), blas()]
   end
 
-  defp mlx_cpu(folder), do: {"mlx-cpu", ["mlx/lib/*", "mlx_cpu.libs/*"], folder}
+  defp mlx_cpu(folder), do: {"mlx-cpu", ["mlx/lib/*", "mlx_cpu.libs/*", "mlx/include/**"], folder}
   defp blas, do: {"scipy-openblas32", ["scipy_openblas32/lib/*.so"], "."}
 
   # The libraries that cargo builds, and where they go. Both builds of MLX have the same symbols, so

@@ -36,6 +36,9 @@ defmodule Emily.Bundle do
     if options[:tests], do: sources(stage, ~w(lib test bench examples README.md))
     sources(stage, options[:add])
     write(stage, "bin/erl", erl_script())
+    # Erlang puts this folder first on the path of what it starts.
+    erts = "erlang/erts-#{:erlang.system_info(:version)}/bin/erl"
+    write(stage, erts, inner_erl_script())
     write(stage, "env.sh", env_script())
     write(stage, "run_tests.sh", tests_script())
     write(stage, "run_tests.exs", tests_runner())
@@ -143,6 +146,13 @@ defmodule Emily.Bundle do
     export ROOTDIR="$here/erlang" BINDIR="$here/erlang/erts-#{:erlang.system_info(:version)}/bin"
     export EMU=beam PROGNAME=erl
     exec "$BINDIR/erlexec" "$@"
+    """
+  end
+
+  defp inner_erl_script do
+    """
+    #!/bin/sh
+    exec "$(dirname "$0")/../../../bin/erl" "$@"
     """
   end
 

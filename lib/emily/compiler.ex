@@ -47,7 +47,7 @@ defmodule Emily.Compiler do
   everything else in its arguments. Closures with equal captured values are one function. At most
   `config :emily, compiler_cache_limit: 256` programs are kept, the most recently used ones; they keep
   what their functions captured. `[:emily, :compiler, :compile]` is a telemetry span around each compilation, and
-  a function that was compiled for 64 signatures is logged.
+  a function that was compiled for 64 signatures within a minute is logged.
   """
 
   @behaviour Nx.Defn.Compiler
@@ -55,6 +55,7 @@ defmodule Emily.Compiler do
   require Logger
 
   alias Emily.Compiler.{Cache, Executable, Trace}
+  alias Emily.Native.Call
   alias Emily.Telemetry
   alias Nx.Defn.{Composite, Evaluator}
 
@@ -193,6 +194,8 @@ defmodule Emily.Compiler do
   end
 
   defp compile(key, vars, fun, config, worker) do
+    if config.fuse and not Call.can_fuse?(worker), do: Telemetry.warn_unfused()
+
     Telemetry.span([:emily, :compiler, :compile], %{key: key}, fn ->
       executable = Executable.compile(fun, vars, worker, config)
       {{:ok, executable}, %{key: key, op_count: executable.op_count}}

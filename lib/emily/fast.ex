@@ -27,7 +27,9 @@ defmodule Emily.Fast do
 
     * `:eps` - `1.0e-6`
   """
-  deftransform(rms_norm(x, weight, opts \\ []), do: RMSNorm.call(x, weight, opts))
+  deftransform rms_norm(x, weight, opts \\ []) do
+    RMSNorm.call(x, weight, opts)
+  end
 
   @doc """
   Normalises the last axis: `(x - mean(x)) / sqrt(variance(x) + eps) * weight + bias`.
@@ -38,7 +40,9 @@ defmodule Emily.Fast do
 
     * `:eps` - `1.0e-5`
   """
-  deftransform(layer_norm(x, weight, bias, opts \\ []), do: LayerNorm.call(x, weight, bias, opts))
+  deftransform layer_norm(x, weight, bias, opts \\ []) do
+    LayerNorm.call(x, weight, bias, opts)
+  end
 
   @doc """
   Rotates pairs of features by angles that grow with the position.
@@ -46,7 +50,7 @@ defmodule Emily.Fast do
   `x` is `{.., positions, features}`: the position axis is the one before the last. `offset` is the
   position of the first, an integer or an integer tensor: a scalar, or `{batch}` for `x` of rank 3 or more.
   Pair `i` is rotated by `(position + offset) * scale * base^(-2i / dims)`. Angles are in single
-  precision, so that their error grows with the position, by about 1.0e-7 times it. After
+  precision, so that their error grows with the position, by up to 1.0e-7 times it. After
   [Su et al.](https://arxiv.org/abs/2104.09864).
 
   ## Options
@@ -57,7 +61,9 @@ defmodule Emily.Fast do
     * `:base` - `10_000.0`
     * `:scale` - factor of the positions, `1.0`
   """
-  deftransform(rope(x, offset, opts), do: Rotary.rope(x, offset, opts))
+  deftransform rope(x, offset, opts) do
+    Rotary.rope(x, offset, opts)
+  end
 
   @doc """
   As `rope/3` with frequencies of one's own: `freqs`, `{dims / 2}`.
@@ -70,9 +76,9 @@ defmodule Emily.Fast do
 
     * `:dims`, `:traditional`, `:scale` - as in `rope/3`
   """
-  deftransform(rope_with_freqs(x, offset, freqs, opts),
-    do: Rotary.rope_with_freqs(x, offset, freqs, opts)
-  )
+  deftransform rope_with_freqs(x, offset, freqs, opts) do
+    Rotary.rope_with_freqs(x, offset, freqs, opts)
+  end
 
   @doc """
   As `rope/3` where each row has a position of its own.
@@ -85,9 +91,9 @@ defmodule Emily.Fast do
     * `:dims`, `:traditional`, `:base`, `:scale` - as in `rope/3`
     * `:freqs` - frequencies as in `rope_with_freqs/4`, in place of `:base`
   """
-  deftransform(rope_with_positions(x, positions, opts),
-    do: Rotary.rope_with_positions(x, positions, opts)
-  )
+  deftransform rope_with_positions(x, positions, opts) do
+    Rotary.rope_with_positions(x, positions, opts)
+  end
 
   @doc """
   Attention: `softmax(scale * q k^T) v`.
@@ -105,9 +111,9 @@ defmodule Emily.Fast do
       `{heads}`, or one that broadcasts to `{1, heads, 1, 1}`; none
 
   """
-  deftransform(scaled_dot_product_attention(q, k, v, opts \\ []),
-    do: Attention.call(q, k, v, nil, opts)
-  )
+  deftransform scaled_dot_product_attention(q, k, v, opts \\ []) do
+    Attention.call(q, k, v, nil, opts)
+  end
 
   @doc """
   Attention with a mask that broadcasts to `{batch, heads, queries, keys}`.
@@ -119,20 +125,21 @@ defmodule Emily.Fast do
 
     * `:scale`, `:sinks` - as in `scaled_dot_product_attention/4`
   """
-  deftransform(scaled_dot_product_attention_with_mask(q, k, v, mask, opts \\ []),
-    do: Attention.call(q, k, v, mask, opts)
-  )
+  deftransform scaled_dot_product_attention_with_mask(q, k, v, mask, opts \\ []) do
+    Attention.call(q, k, v, mask, opts)
+  end
 
   @doc """
   Writes new rows into a cache of keys or values: `new {batch, heads, t, depth}` to the positions from
   `offset` of `cache {batch, heads, max, depth}`.
 
-  `offset` is an integer or an integer scalar; the rows must fit. MLX writes in place where nothing
-  else holds the cache any more, as between two steps of a program, and into a copy otherwise.
+  `offset` is an integer or an integer scalar; one at which the rows would not fit is clamped. MLX writes in
+  place where nothing else holds the cache, as after `Nx.backend_deallocate/1` of it, which may come
+  before the result is computed; otherwise into a copy.
   """
-  deftransform(kv_cache_update(cache, new, offset),
-    do: Attention.update_cache(cache, new, offset)
-  )
+  deftransform kv_cache_update(cache, new, offset) do
+    Attention.update_cache(cache, new, offset)
+  end
 
   @doc """
   Updates the caches of keys and values, and attends to what they hold up to the new rows.
@@ -145,9 +152,9 @@ defmodule Emily.Fast do
     * `:scale`, `:sinks` - as in `scaled_dot_product_attention/4`
     * `:key_mask` - `{batch, max}` of `{:u, 8}`, 0 for positions that nothing sees, such as padding
   """
-  deftransform(kv_cache_attention(q, k, v, k_cache, v_cache, offset, opts \\ []),
-    do: Attention.with_cache(q, k, v, k_cache, v_cache, offset, opts)
-  )
+  deftransform kv_cache_attention(q, k, v, k_cache, v_cache, offset, opts \\ []) do
+    Attention.with_cache(q, k, v, k_cache, v_cache, offset, opts)
+  end
 
   @doc """
   The gate of Llama's feed-forward layers: `gate * sigmoid(gate) * up`, for tensors of one shape.
@@ -178,7 +185,7 @@ defmodule Emily.Fast do
       ...> |> Nx.to_flat_list()
       [21.0, 43.0]
   """
-  deftransform(einsum(equation, tensors) when is_binary(equation) and is_list(tensors),
-    do: Einsum.call(equation, tensors)
-  )
+  deftransform einsum(equation, tensors) when is_binary(equation) and is_list(tensors) do
+    Einsum.call(equation, tensors)
+  end
 end

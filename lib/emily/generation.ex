@@ -115,33 +115,61 @@ defmodule Emily.Generation do
 
   ## The loop
 
+  # The positions of these among a step's arguments.
+  @cache 2
+  @memory 4
+
   defp run(forward, request, texts) do
     given = %{
       token: request.first_token,
-      cache: request.cache,
+      cache: own(request.cache),
       memory: first_memory(request),
       index: 0,
       uniforms: []
     }
 
     {arguments, given} = arguments(given, request)
-    step = Nx.Defn.compile(step(forward, choice(request)), arguments, request.defn_options)
+    step = Nx.Defn.compile(step(forward, choice(request)), arguments, defn_options(request))
     current = call(step, arguments, given)
     check_cache!(request.cache, current.cache)
     callers = MapSet.new(refs({request.cache, request.params, request.first_token}))
-    continue(step, current, texts, callers, request)
+    continue(step, schedule(current), texts, callers, request)
   end
 
+  # Where a step is lazy, the one after it is built, from the token that is still on the device, while the
+  # device computes.
   defp continue(step, current, texts, callers, request) do
+    last? = current.index == request.max_new_tokens
+    next = if not last? and lazy?(current.token), do: advance(step, current, request)
     texts = tell(texts, Nx.to_flat_list(current.token), request)
 
-    if current.index == request.max_new_tokens or Enum.all?(texts, & &1.ended?) do
+    if last? or Enum.all?(texts, & &1.ended?) do
       texts
     else
-      next = advance(step, current, request)
+      next = next || advance(step, current, request)
       release(current, next, callers)
-      continue(step, next, texts, callers, request)
+      continue(step, schedule(next), texts, callers, request)
     end
+  end
+
+  # A program takes the cache of the step before, and writes into its memory.
+  defp defn_options(%{defn_options: options}) do
+    if options[:compiler] == Emily.Compiler,
+      do: Keyword.put_new(options, :donate, [@cache, @memory]),
+      else: options
+  end
+
+  # The caller's cache under references of ours, which may be given away.
+  defp own(cache) do
+    Composite.traverse(cache, fn
+      %Nx.Tensor{data: %Emily.Backend{}} = tensor -> Nx.backend_copy(tensor, Emily.Backend)
+      tensor -> tensor
+    end)
+  end
+
+  defp schedule(%{token: token, cache: cache, memory: memory} = current) do
+    if lazy?(token), do: Emily.async_eval(refs({token, cache, memory}))
+    current
   end
 
   defp advance(step, current, request) do
@@ -154,8 +182,8 @@ defmodule Emily.Generation do
     %{given | token: token, cache: cache, memory: memory, index: given.index + 1}
   end
 
-  # Nobody else can have the cache that a step made. Given back before the step that reads it is computed,
-  # so that this one may write into its memory.
+  # Nobody else can have the cache that a step made. It is given back before the step that reads it is
+  # computed, where that one is lazy, so that this one may write into its memory, too.
   defp release(current, next, callers) do
     still = MapSet.union(callers, MapSet.new(refs({next.cache, next.memory})))
 
@@ -163,6 +191,9 @@ defmodule Emily.Generation do
       Native.deallocate(ref)
     end
   end
+
+  defp lazy?(%Nx.Tensor{data: %Emily.Backend{ref: ref}}), do: not Native.ready?(ref)
+  defp lazy?(_tensor), do: false
 
   defp refs(container) do
     for %Nx.Tensor{data: %Emily.Backend{ref: ref}} <- Composite.flatten_list([container]), do: ref

@@ -8,6 +8,7 @@ defmodule Emily.Telemetry do
   | event | metadata |
   | --- | --- |
   | `[:emily, :eval, ...]` span of `Emily.eval/1` | none |
+  | `[:emily, :async_eval, ...]` span of `Emily.async_eval/1` | none |
   | `[:emily, :to_binary, ...]` span of reading a tensor | `shape`, `dtype`; `:stop` adds `byte_size`, the bytes read |
   | `[:emily, :fallback, ...]` span of an operation that runs on `Nx.BinaryBackend` | `op`, `input_shapes`, `input_dtypes` |
   | `[:emily, :compiler, :compile, ...]` span of compiling a defn | `key`, the function; `:stop` adds `op_count` |
@@ -89,6 +90,10 @@ defmodule Emily.Telemetry do
         tags: [:struct],
         description: "Blocks that were computed by their definitions"
       ),
+      Telemetry.Metrics.summary("emily.compiler.compile.stop.duration",
+        unit: {:native, :millisecond},
+        description: "Time to compile functions"
+      ),
       Telemetry.Metrics.counter("emily.compiler.fallback.count",
         description: "Functions that Emily.Compiler left to the evaluator"
       )
@@ -146,6 +151,16 @@ defmodule Emily.Telemetry do
     if :ets.insert_new(@dedup, {{:compiler, op}}) do
       Logger.warning(
         "emily: #{inspect(key)} is evaluated operation by operation, #{op}: #{reason}"
+      )
+    end
+  end
+
+  @doc false
+  # Fusing that was asked for and that MLX cannot do.
+  def warn_unfused do
+    if :ets.insert_new(@dedup, {:unfused}) do
+      Logger.warning(
+        "emily: fuse: true fuses nothing, since MLX finds no C++ compiler (g++ on the PATH)"
       )
     end
   end

@@ -94,6 +94,41 @@ defmodule Emily.BackendRefTest do
       refute_received {:fallback, _, _}
     end
 
+    test "of Emily are single ops of programs" do
+      x = Nx.template({1, 2, 3, 4}, :bf16)
+      vector = Nx.template({4}, :bf16)
+
+      for {fun, arguments, op} <- [
+            {&Emily.Fast.rms_norm/2, [x, vector], :fast_rms_norm},
+            {&Emily.Fast.layer_norm/3, [x, vector, vector], :fast_layer_norm},
+            {&Emily.Fast.rope(&1, 1, dims: 4), [x], :fast_rope_int},
+            {&Emily.Fast.rope(&1, &2, dims: 4), [x, Nx.template({}, :s32)], :fast_rope},
+            {&Emily.Fast.scaled_dot_product_attention(&1, &1, &1, causal: true), [x],
+             :fast_scaled_dot_product_attention},
+            {&Emily.Fast.einsum("bhqd,bhkd->bhqk", [&1, &1]), [x], :einsum}
+          ] do
+        ops = Emily.NxProgram.ops(fun, arguments)
+        assert ops[op] == 1
+        # There and back between the half type and f32.
+        assert Map.keys(ops) -- [op, :astype] == []
+      end
+
+      for opts <- [[bits: 3], [mode: "mxfp8"]] do
+        qw = Emily.QuantizedWeight.from_dense(Nx.iota({3, 5, 64}, type: :f32), opts)
+        row = Nx.template({3, 1, 64}, :f32)
+        picked = &Emily.Quantization.gather_quantized_matmul(&1, &2, weight_indices: &3)
+
+        for {fun, arguments, op} <- [
+              {&Emily.Quantization.quantized_matmul_defn/2, [row, qw], :quantized_matmul},
+              {&Emily.Quantization.Layers.quantized_dense/2, [row, qw], :quantized_matmul},
+              {&Emily.Quantization.dequantize_defn/1, [qw], :dequantize},
+              {picked, [row, qw, Nx.template({3}, :s32)], :gather_qmm}
+            ] do
+          assert Emily.NxProgram.ops(fun, arguments) == %{op => 1}
+        end
+      end
+    end
+
     test "that MLX's kernels would compute less exactly are an event" do
       x = Nx.iota({3, 4}, type: :f64) |> Nx.backend_copy({Emily.Backend, device: :cpu})
       computed(fn -> Emily.Fast.rms_norm(x, x[0]) end)

@@ -6,7 +6,6 @@ defmodule Emily.Bumblebee.FastKernelsTest do
 
   alias Bumblebee.Layers
   alias Emily.Bumblebee.FastKernels
-  alias Emily.Fast.Block
 
   ## Models
 
@@ -74,6 +73,8 @@ defmodule Emily.Bumblebee.FastKernelsTest do
 
   ## What fires
 
+  @fused [:fast_rms_norm, :fast_layer_norm, :fast_rope, :fast_scaled_dot_product_attention]
+
   # How many nodes of a model call a function of FastKernels, by name.
   defp rewritten(model) do
     Axon.reduce_nodes(model, %{}, fn %{op: op}, counts ->
@@ -84,52 +85,30 @@ defmodule Emily.Bumblebee.FastKernelsTest do
     end)
   end
 
-  # How many blocks of each kind the function has that a compiler gets, and how many softmaxes besides.
-  defp blocks(model, inputs) do
+  # How many fused ops the model's program has, and what the composed attention has in their place.
+  defp fused(model, inputs) do
     {init, predict} = Axon.build(model)
     params = init.(inputs, Axon.ModelState.empty())
-    expr = Nx.Defn.debug_expr(predict).(params, inputs)
-    {counts, _} = count(expr, {%{}, MapSet.new()})
-    counts
+
+    Emily.NxProgram.ops(predict, [params, inputs])
+    |> Map.take([:exp | @fused])
   end
-
-  defp count(container, acc), do: Nx.Defn.Composite.reduce(container, acc, &count_tensor/2)
-
-  defp count_tensor(%{data: %{id: id, op: op, args: args}} = t, {counts, seen} = acc) do
-    if id in seen do
-      acc
-    else
-      counts =
-        case {op, args} do
-          {:block, [%module{} | _]} -> Map.update(counts, module, 1, &(&1 + 1))
-          {:reduce_max, _} -> Map.update(counts, :reduce_max, 1, &(&1 + 1))
-          _ -> counts
-        end
-
-      {_, acc} =
-        Nx.Defn.Tree.apply_args(
-          t,
-          :scope,
-          {counts, MapSet.put(seen, id)},
-          &{&1, count_tensor(&1, &2)}
-        )
-
-      acc
-    end
-  end
-
-  defp count_tensor(_other, acc), do: acc
 
   # The model and its rewritten self on the same parameters, on both backends.
   defp assert_same_results(model, inputs, bound \\ 1.0e-5) do
     fast = FastKernels.apply(model)
     {init, predict} = Axon.build(model)
     params = init.(inputs, Axon.ModelState.empty())
-    {fast_init, fast_predict} = Axon.build(fast)
+    {fast_init, evaluated} = Axon.build(fast)
+    {_, compiled} = Axon.build(fast, compiler: Emily.Compiler)
     assert names(fast_init.(inputs, Axon.ModelState.empty())) == names(params)
     expected = predict.(params, inputs)
 
-    for backend <- [Nx.BinaryBackend, Emily.Backend] do
+    for {backend, fast_predict} <- [
+          {Nx.BinaryBackend, evaluated},
+          {Emily.Backend, evaluated},
+          {Emily.Backend, compiled}
+        ] do
       params = %{params | data: on(params.data, backend)}
       inputs = on(inputs, backend)
       actual = fast_predict.(params, inputs)
@@ -173,14 +152,14 @@ defmodule Emily.Bumblebee.FastKernelsTest do
 
       assert rewritten(model()) == %{}
 
-      assert %{
-               Block.RMSNorm => 1,
-               Block.LayerNorm => 1,
-               Block.RoPEWithFreqs => 2,
-               Block.SDPA => 1
-             } == blocks(fast, inputs())
+      assert fused(model(), inputs()) == %{exp: 1}
 
-      assert %{reduce_max: 1} = blocks(model(), inputs())
+      assert fused(fast, inputs()) == %{
+               fast_rms_norm: 1,
+               fast_layer_norm: 1,
+               fast_rope: 2,
+               fast_scaled_dot_product_attention: 1
+             }
     end
 
     test "rewrites one kind at a time" do
@@ -199,7 +178,7 @@ defmodule Emily.Bumblebee.FastKernelsTest do
       fast = assert_same_results(model, inputs())
       assert rewritten(fast)[:fast_attention] == 1
       # The weights are computed for themselves.
-      assert %{Block.SDPA => 1, reduce_max: 1} = blocks(fast, inputs())
+      assert %{fast_scaled_dot_product_attention: 1, exp: 1} = fused(fast, inputs())
     end
 
     test "leaves other models alone" do
@@ -307,23 +286,24 @@ defmodule Emily.Bumblebee.FastKernelsTest do
   end
 
   describe "attention" do
-    defp attention(opts, more) do
+    defp assert_attention(opts, more) do
       fast = assert_same_results(model(attention: opts), inputs(more))
       assert rewritten(fast)[:fast_attention] == 1
-      blocks(fast, inputs(more))
+      ops = fused(fast, inputs(more))
+      assert ops.fast_scaled_dot_product_attention == 1
+      refute is_map_key(ops, :exp)
     end
 
-    test "with masks, biases, windows and offsets, of which each has its block" do
+    test "with masks, biases, windows and offsets" do
       key_mask = Nx.tensor([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]])
       pair_mask = Nx.broadcast(Nx.tensor([[1, 0, 1, 1, 1]]), {2, 1, 5, 5})
       bias = Nx.as_type(wave({1, 3, 5, 5}, 0.9), :f32)
       heads = Nx.tensor([1.0, 0.0, 0.5])
 
-      assert %{Block.SDPA => 1} = attention([], %{})
-      assert %{Block.SDPA => 1} = attention([causal: true, scale: 0.3], %{})
-      assert %{Block.SDPA => 1} = attention([causal: true], %{"head_mask" => heads})
-
       for {opts, more} <- [
+            {[], %{}},
+            {[causal: true, scale: 0.3], %{}},
+            {[causal: true], %{"head_mask" => heads}},
             {[], %{"mask" => key_mask}},
             {[causal: true], %{"mask" => key_mask}},
             {[causal: true], %{"mask" => pair_mask}},
@@ -333,8 +313,7 @@ defmodule Emily.Bumblebee.FastKernelsTest do
             {[causal: true, window_size: {2, 2}], %{"mask" => key_mask}},
             {[causal: true], %{"offset" => Nx.tensor(2)}}
           ] do
-        # A mask of attention is one of the rotary embedding too, whose length is that of the keys.
-        assert %{Block.SDPAWithMask => 1} = attention(opts, more)
+        assert_attention(opts, more)
       end
     end
 

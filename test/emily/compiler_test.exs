@@ -1,5 +1,6 @@
 defmodule Emily.CompilerTest do
-  use ExUnit.Case, async: true
+  # Not async: one test bounds the cache that all share.
+  use ExUnit.Case, async: false
 
   import Emily.NxTensors, only: [assert_compiles_alike: 2]
   import Nx.Defn, only: [defn: 2]
@@ -398,7 +399,10 @@ defmodule Emily.CompilerTest do
     results =
       Emily.Events.during([@compiled], [of_all: true], fn ->
         1..16
-        |> Task.async_stream(fn n -> Nx.to_number(jit(fun).(n)) end, max_concurrency: 16)
+        |> Task.async_stream(fn n -> Nx.to_number(jit(fun).(n)) end,
+          max_concurrency: 16,
+          timeout: :infinity
+        )
         |> Enum.map(fn {:ok, n} -> n end)
       end)
 
@@ -413,6 +417,33 @@ defmodule Emily.CompilerTest do
     Process.delete(:broken)
     assert Nx.to_number(jit(fun).(1)) == 2
   end
+
+  test "many signatures of one function are logged once" do
+    log =
+      ExUnit.CaptureLog.capture_log(fn ->
+        for n <- 1..70, do: jit(&stormy/1).(Nx.iota({n}))
+      end)
+
+    assert [_, rest] = String.split(log, "stormy", parts: 2)
+    assert rest =~ "64 signatures"
+    refute rest =~ "stormy"
+  end
+
+  defn(stormy(x), do: x + 1)
+
+  test "the least recently used program makes room, and is compiled again when it is wanted" do
+    alias Emily.Compiler.Cache
+    limit = Cache.size() + 1
+    Application.put_env(:emily, :compiler_cache_limit, limit)
+    on_exit(fn -> Application.delete_env(:emily, :compiler_cache_limit) end)
+    first = fn -> jit(&evicted/1).(Nx.tensor([1])) end
+    assert compilations(first) == 1
+    for n <- 1..(limit + 1), do: jit(&evicted/1).(Nx.iota({n}, type: :u8))
+    assert Cache.size() <= limit
+    assert compilations(first) == 1
+  end
+
+  defn(evicted(x), do: x * 3)
 
   ## Options
 
@@ -463,6 +494,51 @@ defmodule Emily.CompilerTest do
     assert Emily.Compiler.__to_backend__(device: :cpu) == {Emily.Backend, [device: :cpu]}
   end
 
+  ## Fusion
+
+  # A few units in the last place: a fused kernel rounds in other places.
+  defp assert_fuses(inputs, fun) do
+    plain = apply(jit(fun), inputs)
+    fused = apply(jit(fun, fuse: true), inputs)
+    assert plain.shape == fused.shape and plain.type == fused.type
+
+    for {a, b} <- Enum.zip(numbers(plain), numbers(fused)) do
+      assert_in_delta a, b, 1.0e-6 * max(abs(a), 1)
+    end
+  end
+
+  defn fusable(x, n) do
+    {x, _} =
+      while {x, n}, n > 0 do
+        {Nx.tanh(Nx.exp(x) * x + 1.5), n - 1}
+      end
+
+    x
+  end
+
+  # MLX runs a C++ compiler for each kernel that it has not seen, which takes its time.
+  @tag timeout: 300_000
+  test "fused programs give the same but for the last bits" do
+    x = Nx.tensor([[0.5, -1.0], [2.0, 0.25]])
+    assert_fuses([x, Nx.tensor(3)], &fusable/2)
+  end
+
+  @tag timeout: 300_000
+  test "a fused program runs on several streams" do
+    fun = jit(&fusable/2, fuse: true)
+    x = Nx.iota({2, 2}, type: :f32)
+    n = Nx.tensor(3)
+    expected = Nx.to_binary(fun.(x, n))
+
+    run = fn _ ->
+      Emily.Stream.with_stream(Emily.Stream.new(:cpu), fn ->
+        for _ <- 1..10, do: assert(Nx.to_binary(fun.(x, n)) == expected)
+      end)
+    end
+
+    1..4 |> Task.async_stream(run, timeout: :infinity) |> Stream.run()
+  end
+
   ## Donation
 
   test "a donated tensor is given away, one that stands twice is not" do
@@ -505,7 +581,8 @@ defmodule Emily.CompilerTest do
           for _ <- 1..20, do: assert(Nx.to_binary(fun.(x)) == expected)
         end)
       end,
-      max_concurrency: 8
+      max_concurrency: 8,
+      timeout: :infinity
     )
     |> Stream.run()
   end

@@ -81,6 +81,21 @@ defmodule Emily.GenerationTest do
       assert stream(params, select: &Generation.greedy/1) == ids
     end
 
+    test "gives the same operation by operation, where the next step is built ahead", context do
+      %{params: params} = context
+      evaluator = [defn_options: [compiler: Nx.Defn.Evaluator]]
+      drawn = [seed: 3, temperature: 1.5, repetition_penalty: 1.3]
+      stop = params |> stream([]) |> Enum.at(6)
+
+      for options <- [[], [eos: stop], [max_new_tokens: 1], drawn] do
+        told = &send(self(), {:evaluated, &1})
+        ids = stream(params, options)
+        assert stream(params, [on_token: told] ++ options ++ evaluator) == ids
+        for id <- ids, do: assert_received({:evaluated, ^id})
+        refute_received {:evaluated, _}
+      end
+    end
+
     test "works on another backend", %{params: params} do
       expected = stream(params, [])
 
@@ -428,46 +443,50 @@ defmodule Emily.GenerationMemoryTest do
 
   alias Emily.{Generation, Memory}
 
-  test "the caches of a generation do not pile up" do
-    Nx.default_backend(Emily.Backend)
-    bytes = 16_000_000
+  for compiler <- [Emily.Compiler, Nx.Defn.Evaluator] do
+    test "the caches of a generation do not pile up, by #{inspect(compiler)}" do
+      Nx.default_backend(Emily.Backend)
+      bytes = 16_000_000
 
-    forward = fn _token, _offset, cache, _params ->
-      cache = Nx.add(cache, 1)
-      {Nx.reshape(Nx.slice(cache, [0], [2]), {1, 2}), cache}
-    end
+      forward = fn _token, _offset, cache, _params ->
+        cache = Nx.add(cache, 1)
+        {Nx.reshape(Nx.slice(cache, [0], [2]), {1, 2}), cache}
+      end
 
-    cache = Nx.broadcast(Nx.f32(0), {div(bytes, 4)})
-    :ok = Emily.eval(cache.data.ref)
+      cache = Nx.broadcast(Nx.f32(0), {div(bytes, 4)})
+      :ok = Emily.eval(cache.data.ref)
 
-    # In a process whose heap is too large to be collected.
-    run = fn ->
-      Memory.reset_peak()
-      before = Memory.stats().active
+      run = fn ->
+        Memory.reset_peak()
+        before = Memory.stats().active
 
-      Generation.stream(forward,
-        cache: cache,
-        params: {},
-        first_token: 0,
-        max_new_tokens: 30,
-        defn_options: Emily.NxLane.options()
+        Generation.stream(forward,
+          cache: cache,
+          params: {},
+          first_token: 0,
+          max_new_tokens: 30,
+          defn_options: [compiler: unquote(compiler)]
+        )
+
+        {:garbage_collection, info} = Process.info(self(), :garbage_collection)
+        {info[:minor_gcs], Memory.stats().peak - before}
+      end
+
+      test = self()
+
+      # In a process whose heap is too large to be collected.
+      :erlang.spawn_opt(
+        fn ->
+          Nx.default_backend(Emily.Backend)
+          send(test, {:done, run.()})
+        end,
+        [:link, min_heap_size: 20_000_000]
       )
 
-      {:garbage_collection, info} = Process.info(self(), :garbage_collection)
-      {info[:minor_gcs], Memory.stats().peak - before}
+      assert_receive {:done, {0, grown}}, 60_000
+      assert grown < 4 * bytes
+      # The caller's cache is still the caller's.
+      assert Nx.to_number(cache[0]) == 0.0
     end
-
-    test = self()
-
-    :erlang.spawn_opt(
-      fn ->
-        Nx.default_backend(Emily.Backend)
-        send(test, {:done, run.()})
-      end,
-      [:link, min_heap_size: 20_000_000]
-    )
-
-    assert_receive {:done, {0, grown}}, 60_000
-    assert grown < 4 * bytes
   end
 end

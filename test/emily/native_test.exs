@@ -86,8 +86,10 @@ defmodule Emily.NativeTest do
         assert N.dtype(t) == dtype
         assert N.to_binary(w, t) == encode(values, dtype)
 
-        assert N.to_binary(w, N.contiguous(w, N.flip(w, N.flip(w, t, 0), 0))) ==
-                 encode(values, dtype)
+        if Emily.TestDevice.types([dtype]) != [] do
+          flipped = N.contiguous(w, N.flip(w, N.flip(w, t, 0), 0))
+          assert N.to_binary(w, flipped) == encode(values, dtype)
+        end
       end
     end
 
@@ -147,6 +149,8 @@ defmodule Emily.NativeTest do
     assert_tensor(w, N.full(w, [2], i([7], []), @f32), @f32, [2], [7.0, 7.0])
     assert_tensor(w, N.arange(w, 1.0, 2.0, 0.25, @f32), @f32, [4], [1.0, 1.25, 1.5, 1.75])
     assert_tensor(w, N.arange(w, 3.0, 0.0, -1.0, @s32), @s32, [3], [3, 2, 1])
+    # Whole numbers are taken where floats are documented.
+    assert_tensor(w, N.arange(w, 3, 0, -1, @s32), @s32, [3], [3, 2, 1])
     assert_tensor(w, N.eye(w, 2, 3, 1, @s32), @s32, [2, 3], [0, 1, 0, 0, 0, 1])
     assert_tensor(w, N.astype(w, f([1.9, -1.9]), @s32), @s32, [2], [1, -1])
     assert_tensor(w, N.astype(w, i([0, 2]), @pred), @pred, [2], [0, 1])
@@ -218,7 +222,7 @@ defmodule Emily.NativeTest do
 
     test "floats keep their dtype", %{w: w} do
       for name <- ~w(exp log sin cos tanh sigmoid sqrt rsqrt abs square)a,
-          dtype <- [{:f, 16}, {:bf, 16}, {:f, 32}, {:f, 64}] do
+          dtype <- Emily.TestDevice.types([{:f, 16}, {:bf, 16}, {:f, 32}, {:f, 64}]) do
         assert {name, N.dtype(apply(N, name, [w, tensor([0.5], dtype)]))} == {name, dtype}
       end
     end
@@ -366,7 +370,8 @@ defmodule Emily.NativeTest do
     end
 
     test "floats keep their dtype", %{w: w} do
-      for name <- ~w(sum mean max min)a, dtype <- [{:f, 16}, {:bf, 16}, {:f, 32}, {:f, 64}] do
+      for name <- ~w(sum mean max min)a,
+          dtype <- Emily.TestDevice.types([{:f, 16}, {:bf, 16}, {:f, 32}, {:f, 64}]) do
         t = tensor([0.5, 1.5], dtype)
         assert {name, N.dtype(apply(N, name, [w, t, [0], false]))} == {name, dtype}
       end

@@ -1,6 +1,9 @@
 defmodule Emily.QuantizationTest do
   use ExUnit.Case, async: true
 
+  # As in FastTest.
+  @moduletag timeout: 300_000, capture_log: true
+
   import Emily.NxReference, only: [relative_error: 2, wave: 2, assert_gradients_like_reference: 4]
 
   alias Emily.{Quantization, QuantizedWeight}
@@ -207,6 +210,7 @@ defmodule Emily.QuantizationTest do
         for {lane, actual} <- [
               eager: Quantization.quantized_matmul(x, qw),
               defn: Nx.Defn.jit(fun, compiler: Nx.Defn.Evaluator).(x, qw),
+              compiled: Nx.Defn.jit(fun, compiler: Emily.Compiler).(x, qw),
               layer: Layers.quantized_dense(x, qw),
               composed: fun.(x, on(qw, Nx.BinaryBackend))
             ] do
@@ -330,7 +334,7 @@ defmodule Emily.QuantizationTest do
     test "inside defn" do
       for opts <- @schemes do
         qw = QuantizedWeight.from_dense(weight({3, 128}), opts)
-        inside = Nx.Defn.jit(&Quantization.dequantize_defn/1, compiler: Nx.Defn.Evaluator).(qw)
+        inside = Nx.Defn.jit(&Quantization.dequantize_defn/1, compiler: Emily.Compiler).(qw)
         assert Nx.to_binary(inside) == Nx.to_binary(QuantizedWeight.to_dense(qw))
       end
     end
@@ -394,7 +398,7 @@ defmodule Emily.QuantizationTest do
       end
 
       x = weight({4, 1, 64}, :f32, 0.7)
-      picked = Nx.Defn.jit(fun, compiler: Nx.Defn.Evaluator).(x, qw, indices)
+      picked = Nx.Defn.jit(fun, compiler: Emily.Compiler).(x, qw, indices)
 
       dense =
         qw
@@ -406,7 +410,7 @@ defmodule Emily.QuantizationTest do
       assert relative_error(picked, reference(Nx.as_type(x, :f64), dense, true)) < 2.0e-6
 
       grad = fn x, qw, i -> Nx.Defn.grad(x, &Nx.sum(fun.(&1, qw, i))) end
-      grad = Nx.Defn.jit(grad, compiler: Nx.Defn.Evaluator).(x, qw, indices)
+      grad = Nx.Defn.jit(grad, compiler: Emily.Compiler).(x, qw, indices)
       assert relative_error(grad, Nx.sum(dense, axes: [1], keep_axes: true)) < 2.0e-6
     end
 
@@ -428,7 +432,7 @@ defmodule Emily.QuantizationTest do
   end
 
   describe "layers" do
-    test "a dense layer with a bias, inside defn and in Axon" do
+    test "a dense layer with a bias, inside defn too" do
       qw = QuantizedWeight.from_dense(weight({4, 64}))
       {x, bias} = {weight({2, 64}, :f32, 0.7), weight({4}, :f32, 0.1)}
       plain = Quantization.quantized_matmul(x, qw)

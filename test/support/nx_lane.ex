@@ -3,5 +3,5 @@ defmodule Emily.NxLane do
   The options with which tests of whole models compile a `defn`.
   """
 
-  def options, do: [compiler: Nx.Defn.Evaluator]
+  def options, do: [compiler: Emily.Compiler, native_fallback: :raise]
 end

@@ -13,8 +13,9 @@ defmodule Emily.Compiler.Cache do
 
   @limit 256
 
-  # So many signatures of one function are taken for a mistake.
+  # So many signatures of one function within this time are taken for a mistake.
   @storm 64
+  @storm_seconds 60
 
   def start_link(_options), do: GenServer.start_link(__MODULE__, nil, name: __MODULE__)
 
@@ -142,15 +143,22 @@ defmodule Emily.Compiler.Cache do
   end
 
   defp count(state, identity) do
-    count = Map.get(state.compiled, identity, 0) + 1
+    second = System.monotonic_time(:second)
+
+    {since, count} =
+      case state.compiled do
+        %{^identity => {since, count}} when second - since < @storm_seconds -> {since, count + 1}
+        %{} -> {second, 1}
+      end
 
     if count == @storm do
       Logger.warning(
-        "emily: #{inspect(identity)} was compiled for #{count} signatures; each compilation " <>
-          "costs far more than a call, so give it few shapes (pad them) and no new closures"
+        "emily: #{inspect(identity)} was compiled for #{count} signatures within " <>
+          "#{@storm_seconds} seconds; a compilation costs far more than a call, so give it few " <>
+          "shapes (pad them) and no new closures"
       )
     end
 
-    %{state | compiled: Map.put(state.compiled, identity, count)}
+    put_in(state.compiled[identity], {since, count})
   end
 end

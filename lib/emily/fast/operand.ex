@@ -93,7 +93,7 @@ defmodule Emily.Fast.Operand do
   takes the list of tensors. Operations of Nx vectorize, blocks do not.
   """
   def block(struct, [%T{names: names} | _] = tensors, {shape, type}, default) do
-    tensors = Enum.map(tensors, &unnamed/1)
+    tensors = tensors |> Enum.map(&unnamed/1) |> traced()
 
     result =
       if Enum.any?(tensors, &(&1.vectorized_axes != [])),
@@ -101,6 +101,13 @@ defmodule Emily.Fast.Operand do
         else: Nx.block(struct, tensors, Nx.template(shape, type), as_block(tensors, default))
 
     if length(names) == tuple_size(shape), do: Nx.rename(result, names), else: result
+  end
+
+  # Nx 0.13.1 takes no captured tensor beside those that are traced.
+  defp traced(tensors) do
+    if Enum.any?(tensors, &is_struct(&1.data, Nx.Defn.Expr)),
+      do: Enum.map(tensors, &Nx.Defn.Expr.tensor/1),
+      else: tensors
   end
 
   # Nx.block/4 wants a function that takes the struct and each tensor.

@@ -1,6 +1,6 @@
 defmodule Emily.Quantization.Layers do
   @moduledoc """
-  Layers of models with quantised weights, for `defn` and as layers of Axon.
+  Layers of models with quantised weights, with the arguments of `Axon.Layers`.
   """
 
   import Nx.Defn
@@ -10,19 +10,17 @@ defmodule Emily.Quantization.Layers do
   @doc """
   A dense layer: `x` times the weight, or its transpose where `:transpose` says so, plus the bias.
 
-      Axon.layer(&Emily.Quantization.Layers.quantized_dense/4, [x, kernel, bias])
-
   See `Emily.Quantization.quantized_matmul_defn/2`. The third argument may be the options.
 
   ## Options
 
-    * `:mode` - taken for Axon's sake, and of no effect
+    * `:mode` - what Axon tells its layers; without effect
   """
   deftransform(quantized_dense(x, kernel, bias \\ 0, opts \\ []))
 
-  deftransform(quantized_dense(x, kernel, opts, []) when is_list(opts),
-    do: quantized_dense(x, kernel, 0, opts)
-  )
+  deftransform quantized_dense(x, kernel, opts, []) when is_list(opts) do
+    quantized_dense(x, kernel, 0, opts)
+  end
 
   deftransform quantized_dense(x, kernel, bias, opts) do
     Keyword.validate!(opts, mode: :inference)

@@ -5,6 +5,7 @@
 //! it is ready. An [`op::Op`] builds a lazy tensor on whatever thread asks; a job queued on a worker
 //! evaluates it and owes a [`reply::Reply`]. A [`program::Program`] is many ops that one job replays.
 
+mod abandoned;
 #[cfg(target_os = "linux")]
 mod blas;
 pub mod build;
@@ -17,11 +18,13 @@ mod load;
 pub mod memory;
 mod mlx;
 pub mod op;
+mod pointer;
 pub mod program;
 pub mod queue;
 pub mod reaper;
 pub mod reply;
 mod risk;
+mod room;
 mod shortage;
 pub mod slot;
 pub mod tensor;

@@ -10,16 +10,20 @@
 //! machine waits in a [`Run`].
 
 mod check;
+mod fuse;
 mod machine;
 mod run;
 
-pub use run::{Input, Question, Run};
+pub(crate) use fuse::clear_traces;
+pub use fuse::{can_fuse, Fused};
+pub use run::{Input, Mode, Question, Run};
 
 use crate::build::Describe;
 use crate::device::Device;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::op::Op;
+use crate::risk;
 use crate::slot::Home;
 use crate::tensor::Tensor;
 use mlx_rs::Array;
@@ -51,6 +55,8 @@ impl Template {
 pub enum Step {
     /// An op. Its outputs, of which there are so many, become registers.
     Apply(Op, Vec<Option<usize>>, usize),
+    /// A run of ops in one, which only [`Program::new`] makes.
+    Fused(Vec<usize>, Arc<Fused>),
     /// Replaces a state by what `body` makes of it while `condition` says so. The final state becomes
     /// registers.
     While {
@@ -96,9 +102,13 @@ pub struct Program {
     results: Vec<Template>,
     /// For each step, the registers that nobody reads after it.
     expiring: Vec<Vec<usize>>,
+    /// How many registers there are in all.
+    register_count: usize,
     /// The device that it was checked for.
     device: Device,
     size: Size,
+    /// Whether computing it can fail, memory apart.
+    can_fail: bool,
 }
 
 /// How large a program is.
@@ -111,7 +121,8 @@ pub struct Size {
 }
 
 impl Program {
-    /// Checks a program. Constants must be ready.
+    /// Checks a program. Constants must be ready. With `is_fused`, runs of ops are compiled where
+    /// [`can_fuse`] says so: results may differ in the last places then.
     ///
     /// # Errors
     /// [`Error::Argument`] for registers that do not exist, a constant that is not ready, a state or
@@ -121,6 +132,7 @@ impl Program {
         constants: Vec<Tensor>,
         steps: Vec<Step>,
         outputs: Vec<usize>,
+        is_fused: bool,
         home: &Arc<Home>,
     ) -> Result<Self> {
         let size = check::size(&steps)?;
@@ -134,12 +146,20 @@ impl Program {
             outputs,
             results: Vec::new(),
             expiring: Vec::new(),
+            register_count: 0,
             device: home.device(),
             size,
+            can_fail: false,
         };
+        program.can_fail = program.steps.iter().any(Step::can_fail);
         program.check_registers()?;
-        program.expiring = program.last_uses();
-        program.results = program.dry_run(&home.build())?;
+        program.plan_registers();
+        let types = program.dry_run(&home.build())?;
+        program.results = program.outputs.iter().map(|&register| types[register].clone()).collect();
+        if is_fused && can_fuse(program.device) {
+            (program.steps, program.outputs) = fuse::fuse(&program, &types, home)?;
+            program.plan_registers();
+        }
         Ok(program)
     }
 
@@ -159,10 +179,18 @@ impl Program {
     }
 }
 
+impl Program {
+    /// Handles of their own on the constants.
+    fn constants(&self) -> Result<Vec<Array>> {
+        self.constants.iter().map(|constant| constant.handle(OP)).collect()
+    }
+}
+
 impl Step {
     fn reads(&self) -> Vec<usize> {
         match self {
             Step::Apply(_, inputs, _) => inputs.iter().flatten().copied().collect(),
+            Step::Fused(inputs, _) => inputs.clone(),
             Step::While { state, captures, .. } => [state.as_slice(), captures].concat(),
             Step::Cond { predicate, captures, .. } => [&[*predicate], captures.as_slice()].concat(),
             Step::Call { inputs, .. } => inputs.clone(),
@@ -172,16 +200,24 @@ impl Step {
     fn output_count(&self) -> usize {
         match self {
             Step::Apply(_, _, count) => *count,
+            Step::Fused(_, fused) => fused.output_count(),
             Step::While { state, .. } => state.len(),
             Step::Cond { on_true, .. } => on_true.outputs.len(),
             Step::Call { outputs, .. } => outputs.len(),
         }
     }
 
+    fn can_fail(&self) -> bool {
+        match self {
+            Step::Apply(op, ..) => op.has_several_outputs() || risk::can_fail(op),
+            other => other.parts().into_iter().flatten().any(|part| part.can_fail),
+        }
+    }
+
     /// The programs inside.
     fn parts(&self) -> Option<[&Arc<Program>; 2]> {
         match self {
-            Step::Apply(..) | Step::Call { .. } => None,
+            Step::Apply(..) | Step::Fused(..) | Step::Call { .. } => None,
             Step::While { condition, body, .. } => Some([condition, body]),
             Step::Cond { on_true, on_false, .. } => Some([on_true, on_false]),
         }

@@ -3,6 +3,7 @@
 //! The rule that makes MLX's unlocked arrays sound: the inputs of a lazy array are lazy in the same
 //! slot, or ready. A slot is evaluated by its holder alone, and a ready array is never written again.
 
+use crate::abandoned;
 use crate::build::{Build, Describe};
 use crate::device::Device;
 use crate::dtype::Dtype;
@@ -12,12 +13,13 @@ use crate::mlx;
 use crate::op::Op;
 use crate::reaper;
 use crate::risk::Risks;
+use crate::room::Room;
 use crate::shortage;
 use crate::slot::{self, Home, Slot};
 use mlx_rs::Array;
 use parking_lot::RwLock;
 use smallvec::SmallVec;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 use std::sync::Arc;
 
 /// What is dropped with at most so many bytes and nodes is freed where it is dropped: that costs less
@@ -44,7 +46,7 @@ impl Weight {
 #[derive(Clone)]
 pub struct Tensor(Arc<Inner>);
 
-struct Inner {
+pub(crate) struct Inner {
     /// `None` once deallocated.
     array: RwLock<Option<SharedArray>>,
     shape: Box<[i32]>,
@@ -56,6 +58,8 @@ struct Inner {
     /// Of the graph that it was built with.
     graph: Weight,
     risks: Risks,
+    /// In the list of the abandoned, the one before.
+    pub(crate) before: AtomicPtr<Inner>,
 }
 
 struct SharedArray(Array);
@@ -95,6 +99,12 @@ impl Tensor {
         Self::new(array, Some(home), home.device(), Weight::NOTHING, Risks::default())
     }
 
+    /// A tensor of an array whose computation is scheduled on a stream of `home`.
+    pub(crate) fn scheduled(array: Array, home: &Arc<Home>) -> Self {
+        let graph = Weight { bytes: array.count() * array.dtype_of().size(), nodes: 1 };
+        Self::new(array, Some(home), home.device(), graph, Risks::default())
+    }
+
     fn new(
         array: Array,
         home: Option<&Arc<Home>>,
@@ -111,6 +121,7 @@ impl Tensor {
             ready: AtomicBool::new(graph.nodes == 0),
             graph,
             risks,
+            before: AtomicPtr::default(),
         }));
         if let Some(home) = home {
             home.add(tensor.byte_size());
@@ -239,6 +250,14 @@ impl Tensor {
         }
     }
 
+    /// Gives a reference up, for a thread that must not wait: where it is the last, the reaper frees.
+    pub fn abandon(self) {
+        // Of two that see each other neither hands over, and the second frees here.
+        if Arc::strong_count(&self.0) == 1 {
+            abandoned::add(self.0);
+        }
+    }
+
     /// Evaluates tensors that are at home in the slot that the calling thread holds.
     pub(crate) fn evaluate(tensors: &[Tensor]) -> Result<()> {
         let pending: Vec<_> = tensors.iter().filter(|tensor| !tensor.is_ready()).collect();
@@ -247,6 +266,17 @@ impl Tensor {
         let outcome = evaluate("Eval", handles.iter());
         pending.iter().for_each(|tensor| tensor.settle(&outcome));
         outcome
+    }
+
+    /// Has tensors computed that are at home in the slot that the calling thread holds, without waiting.
+    /// They stay lazy until somebody waits. Where something can fail it is waited for: its failure would
+    /// be told to whoever waits next.
+    pub(crate) fn schedule(tensors: &[Tensor]) -> Result<()> {
+        const OP: &str = "AsyncEval";
+        Self::settle_risks(tensors.iter())?;
+        let pending = tensors.iter().filter(|tensor| !tensor.is_ready());
+        let handles = pending.map(|tensor| tensor.array(OP, 0)).collect::<Result<Vec<_>>>()?;
+        schedule(OP, &handles)
     }
 
     /// Evaluates those inputs of a job that can fail, on the thread that holds their slot: a failure of
@@ -294,8 +324,10 @@ impl Tensor {
     pub(crate) fn read(&self, build: &Build) -> Result<Bytes> {
         const OP: &str = "ToBinary";
         let array = self.array(OP, 0)?;
+        // No GPU computes with f64: what there is of it was made for the host.
+        let build = if self.dtype() == Dtype::Float64 { &build.on_cpu() } else { build };
         let contiguous = crate::op::Op::Contiguous.build(build, &[Some(&array)])?;
-        let outcome = evaluate(OP, [&contiguous]);
+        let outcome = evaluate(OP, [&array, &contiguous]);
         self.settle(&outcome);
         outcome?;
         if self.device().has_memory_of_its_own() {
@@ -326,6 +358,11 @@ impl std::fmt::Debug for Tensor {
 }
 
 impl Inner {
+    /// Its array, unless it was deallocated.
+    pub(crate) fn take_array(&mut self) -> Option<Array> {
+        self.array.get_mut().take().map(|SharedArray(array)| array)
+    }
+
     fn byte_size(&self) -> usize {
         self.shape.iter().map(|&size| size as usize).product::<usize>() * self.dtype.size()
     }
@@ -337,7 +374,7 @@ impl Drop for Inner {
         if let Some(home) = &self.home {
             home.remove(bytes);
         }
-        let Some(SharedArray(array)) = self.array.get_mut().take() else { return };
+        let Some(array) = self.take_array() else { return };
         let weight = if self.ready.load(Ordering::Acquire) {
             Weight { bytes, nodes: 0 }
         } else {
@@ -396,6 +433,13 @@ impl Bytes {
             unsafe { mlx_sys::emily_cuda_read(array.as_ptr(), copy.as_mut_ptr().cast(), length) };
         mlx::check("ToBinary", status)?;
         Ok(Bytes { array: None, copy, start: std::ptr::null(), length })
+    }
+}
+
+impl Bytes {
+    /// Where they are.
+    pub fn address(&self) -> usize {
+        self.start as usize
     }
 }
 
@@ -459,15 +503,33 @@ pub(crate) fn copy_handle(op: &'static str, array: &Array) -> Result<Array> {
 /// Computes arrays and waits for them. Only the holder of their slot may.
 pub(crate) fn evaluate<'a>(
     op: &'static str,
-    arrays: impl IntoIterator<Item = &'a Array>,
+    arrays: impl IntoIterator<Item = &'a Array> + Clone,
 ) -> Result<()> {
-    let mut asked = 0;
-    let outputs = crate::build::Arrays::from_iter(arrays.into_iter().inspect(|array| {
-        asked += array.count() * array.dtype_of().size();
-    }));
+    let outputs = crate::build::Arrays::from_iter(arrays.clone());
+    let size = |array: &Array| array.count() * array.dtype_of().size();
+    let asked = arrays.clone().into_iter().map(size).sum();
     shortage::retry(op, asked, || {
         let _gate = slot::evaluating();
+        let _room = Room::take();
         // SAFETY: a live vector of arrays whose slot the caller holds.
         mlx::check(op, unsafe { mlx_sys::mlx_eval(outputs.as_raw()) })
-    })
+    })?;
+    for array in arrays {
+        // What was scheduled before has an event, which has to go before other threads use the array.
+        // SAFETY: the array is live and scheduled.
+        mlx::check(op, unsafe { mlx_sys::_mlx_array_wait(array.as_ptr()) })?;
+    }
+    Ok(())
+}
+
+/// Has arrays computed, without waiting. Only the holder of their slot may.
+pub(crate) fn schedule<'a>(
+    op: &'static str,
+    arrays: impl IntoIterator<Item = &'a Array>,
+) -> Result<()> {
+    let outputs = crate::build::Arrays::from_iter(arrays);
+    let _gate = slot::scheduling();
+    let _room = Room::take();
+    // SAFETY: a live vector of arrays whose slot the caller holds.
+    mlx::check(op, unsafe { mlx_sys::mlx_async_eval(outputs.as_raw()) })
 }

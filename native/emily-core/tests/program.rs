@@ -5,7 +5,7 @@ mod runtime;
 use emily_core::dtype::Dtype;
 use emily_core::error::{Error, Kind, Result};
 use emily_core::op::{Cast, Op};
-use emily_core::program::{Input, Program, Size, Step, Template};
+use emily_core::program::{Input, Mode, Program, Size, Step, Template};
 use emily_core::reply::Value;
 use emily_core::tensor::Tensor;
 use emily_core::worker::Worker;
@@ -35,7 +35,7 @@ fn program(
     steps: Vec<Step>,
     outputs: Vec<usize>,
 ) -> Result<Arc<Program>> {
-    Program::new(inputs, constants, steps, outputs, worker.home()).map(Arc::new)
+    Program::new(inputs, constants, steps, outputs, false, worker.home()).map(Arc::new)
 }
 
 fn kept(inputs: &[&Tensor]) -> Vec<Input> {
@@ -44,7 +44,8 @@ fn kept(inputs: &[&Tensor]) -> Vec<Input> {
 
 fn run(worker: &Worker, program: &Arc<Program>, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
     let inputs = kept(inputs);
-    let answer = accepted(|reply| worker.run(Arc::clone(program), inputs, reply)).wait()?;
+    let answer =
+        accepted(|reply| worker.run(Arc::clone(program), inputs, Mode::Wait, reply)).wait()?;
     match answer {
         Value::Tensors(tensors) => Ok(tensors),
         other => panic!("a program answered {other:?}"),
@@ -211,12 +212,16 @@ fn a_loop_without_an_end_stops_when_nobody_waits_and_when_the_worker_is_closed()
 
     let first = worker();
     let made = endless(&first);
-    let answer = accepted(|reply| first.run(Arc::clone(&made), kept(&[&scalar_f32(1.0)]), reply));
+    let answer = accepted(|reply| {
+        first.run(Arc::clone(&made), kept(&[&scalar_f32(1.0)]), Mode::Wait, reply)
+    });
     answer.give_up();
     // The worker is free again: a job behind the loop is answered.
     assert!(accepted(|reply| first.call(reply, |_| Ok(Value::Done))).wait().is_ok());
 
-    let answer = accepted(|reply| first.run(Arc::clone(&made), kept(&[&scalar_f32(1.0)]), reply));
+    let answer = accepted(|reply| {
+        first.run(Arc::clone(&made), kept(&[&scalar_f32(1.0)]), Mode::Wait, reply)
+    });
     first.close();
     assert_eq!(answer.wait().unwrap_err(), Error::Stopped);
 }

@@ -20,7 +20,9 @@ rustler::atoms! {
     pending,
     queue_full,
     runtime,
+    schedule,
     stopped,
+    wait,
     while_ = "while",
     wired,
 }

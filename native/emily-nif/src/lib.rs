@@ -4,6 +4,7 @@
 mod atoms;
 mod error;
 mod memory;
+mod pointer;
 mod program;
 mod reply;
 mod tensor;

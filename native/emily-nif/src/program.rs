@@ -5,7 +5,7 @@ use crate::error::{encode_result, wrong};
 use crate::tensor::{self, decode_input, TensorResource};
 use crate::worker::{self, elsewhere, proper, queue};
 use emily_core::error::Result;
-use emily_core::program::{Input, Program, Run, Step, Template};
+use emily_core::program::{can_fuse, Input, Mode, Program, Run, Step, Template};
 use emily_core::tensor::Tensor;
 use rustler::types::tuple::get_tuple;
 use rustler::{Atom, Encoder, Env, ListIterator, Resource, ResourceArc, Term};
@@ -50,24 +50,31 @@ fn program_compile<'a>(
         let constants = cores(&constants);
         let steps = decode_list("steps", steps, decode_step)?;
         let outputs = decode_registers(outputs)?;
-        let _fuse: bool = fuse.decode().map_err(|_| wrong(OP, "fuse", "a boolean", fuse))?;
-        let program = Program::new(inputs, constants, steps, outputs, worker.0.home())?;
+        let fuse: bool = fuse.decode().map_err(|_| wrong(OP, "fuse", "a boolean", fuse))?;
+        let program = Program::new(inputs, constants, steps, outputs, fuse, worker.0.home())?;
         Ok(ResourceArc::new(ProgramResource(Arc::new(program))).encode(env))
     };
     encode_result(env, compile())
 }
 
-/// Queues a run; the message is `{tag, {:ok, tensors}}` or `{tag, {:call, run, key, tensors}}`.
+/// Queues a run, which answers when its outputs are computed (`:wait`) or when that is scheduled
+/// (`:schedule`); the message is `{tag, {:ok, tensors}}` or `{tag, {:call, run, key, tensors}}`.
 #[rustler::nif]
 fn program_run<'a>(
     env: Env<'a>,
     worker: Term<'a>,
     program: Term<'a>,
     inputs: Term<'a>,
+    mode: Term<'a>,
     tag: Term<'a>,
 ) -> Term<'a> {
     let submit = || {
         let worker = worker::decode(worker)?;
+        let mode = match mode.decode::<Atom>() {
+            Ok(atom) if atom == atoms::wait() => Mode::Wait,
+            Ok(atom) if atom == atoms::schedule() => Mode::Schedule,
+            _ => return Err(wrong(OP, "mode", ":wait or :schedule", mode)),
+        };
         let program = decode_program(program)?;
         let inputs = decode_list("inputs", inputs, decode_run_input)?;
         if let Some(foreign) = elsewhere(env, &worker.0, inputs.iter().map(|(tensor, _)| tensor)) {
@@ -77,7 +84,7 @@ fn program_run<'a>(
             .into_iter()
             .map(|(tensor, donated)| Input { tensor: tensor.0.clone(), donated })
             .collect();
-        Ok(queue(env, tag, |reply| worker.0.run(program, inputs, reply)))
+        Ok(queue(env, tag, |reply| worker.0.run(program, inputs, mode, reply)))
     };
     encode_result(env, submit())
 }
@@ -123,6 +130,12 @@ fn program_info<'a>(env: Env<'a>, program: Term<'a>) -> Term<'a> {
         (size.ops, size.depth).encode(env)
     };
     encode_result(env, decode_program(program).map(info))
+}
+
+/// Whether `fuse` does anything on the device of `worker`: on a CPU it needs a C++ compiler.
+#[rustler::nif(schedule = "DirtyIo")]
+fn program_fusion<'a>(env: Env<'a>, worker: Term<'a>) -> Term<'a> {
+    encode_result(env, worker::decode(worker).map(|worker| can_fuse(worker.0.device()).encode(env)))
 }
 
 fn decode_program(term: Term) -> Result<Arc<Program>> {

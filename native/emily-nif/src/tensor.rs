@@ -13,7 +13,13 @@ use rustler::{Atom, Binary, Encoder, Env, Resource, ResourceArc, Term};
 pub struct TensorResource(pub Tensor);
 
 #[rustler::resource_impl]
-impl Resource for TensorResource {}
+impl Resource for TensorResource {
+    const IMPLEMENTS_DESTRUCTOR: bool = true;
+
+    fn destructor(self, _env: Env<'_>) {
+        self.0.abandon();
+    }
+}
 
 impl TensorResource {
     /// The reference of a tensor.
@@ -40,7 +46,8 @@ pub fn decode_input(op: &'static str, term: Term) -> Result<Option<ResourceArc<T
     term.decode().map_err(|_| wrong(op, "input", "a tensor reference", term))
 }
 
-fn decode(op: &'static str, term: Term) -> Result<ResourceArc<TensorResource>> {
+/// Decodes a tensor.
+pub fn decode(op: &'static str, term: Term) -> Result<ResourceArc<TensorResource>> {
     decode_input(op, term)?.ok_or_else(|| wrong(op, "input", "a tensor reference", term))
 }
 
@@ -52,15 +59,20 @@ fn make(
 ) -> Result<ResourceArc<TensorResource>> {
     const OP: &str = "FromBinary";
     let binary: Binary = bytes.decode().map_err(|_| wrong(OP, "binary", "a binary", bytes))?;
-    let sizes: Vec<i64> = worker::proper(shape)
-        .and_then(|shape| shape.decode().ok())
-        .ok_or_else(|| wrong(OP, "shape", "a list of int32 sizes", shape))?;
+    let sizes = decode_shape(OP, shape)?;
     let dtype = decode_dtype(OP, dtype)?;
     let device = worker::decode_device(device)?;
     Tensor::from_bytes(&binary, &sizes, dtype, device).map(TensorResource::new)
 }
 
-/// Decodes a dtype.
+/// Decodes a list of sizes.
+pub fn decode_shape(op: &'static str, term: Term) -> Result<Vec<i64>> {
+    worker::proper(term)
+        .and_then(|term| term.decode().ok())
+        .ok_or_else(|| wrong(op, "shape", "a list of int32 sizes", term))
+}
+
+/// Decodes `{kind, bits}`.
 pub fn decode_dtype(op: &'static str, term: Term) -> Result<Dtype> {
     term.decode().map_err(|_| Error::Argument {
         op,

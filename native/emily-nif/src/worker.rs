@@ -188,6 +188,25 @@ fn eval<'a>(env: Env<'a>, worker: Term<'a>, tensors: Term<'a>, tag: Term<'a>) ->
     encode_result(env, submit())
 }
 
+/// Queues the scheduling of tensors; the message is `{tag, :ok}`, before they are computed.
+#[rustler::nif]
+fn async_eval<'a>(env: Env<'a>, worker: Term<'a>, tensors: Term<'a>, tag: Term<'a>) -> Term<'a> {
+    const OP: &str = "AsyncEval";
+    let submit = || {
+        let worker = decode(worker)?;
+        let inputs = decode_inputs(OP, tensors)?;
+        if let Some(index) = inputs.iter().position(Option::is_none) {
+            return Err(Error::MissingInput { op: OP, index });
+        }
+        if let Some(foreign) = elsewhere(env, &worker.0, inputs.iter().flatten()) {
+            return Ok(foreign);
+        }
+        let tensors = cores(&inputs).into_iter().flatten().collect();
+        Ok(queue(env, tag, |reply| worker.0.schedule(tensors, reply)))
+    };
+    encode_result(env, submit())
+}
+
 /// Queues the evaluation of one tensor at its home, or as a guest of `worker` where its own worker is
 /// gone; the message is `{tag, :ok}`.
 #[rustler::nif]

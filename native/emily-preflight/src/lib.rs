@@ -31,7 +31,12 @@ fn driver() -> Result<(i32, Vec<Card>), String> {
 
 fn load(library: &str) -> Result<Library, String> {
     // SAFETY: NVIDIA's libraries may be loaded at any time and by any thread.
-    unsafe { Library::new(library) }.map_err(|error| error.to_string())
+    unsafe { Library::new(library) }.map_err(|error| reason(&error))
+}
+
+/// What the loader says, which the crate's own error only refers to.
+fn reason(error: &dyn std::error::Error) -> String {
+    error.source().map_or_else(|| error.to_string(), reason)
 }
 
 struct Driver(Library);
@@ -75,7 +80,7 @@ impl Driver {
 
     fn function<F>(&self, name: &str) -> Result<libloading::Symbol<'_, F>, String> {
         // SAFETY: callers give the function's type as CUDA's cuda.h declares it.
-        unsafe { self.0.get(name.as_bytes()) }.map_err(|error| error.to_string())
+        unsafe { self.0.get(name.as_bytes()) }.map_err(|error| reason(&error))
     }
 
     fn check(&self, name: &str, status: c_int) -> Result<(), String> {

@@ -59,12 +59,11 @@ impl Program {
         }
     }
 
-    /// The registers that each step is the last to read. Outputs are kept to the end, and a register
-    /// that nobody reads goes with the step that made it.
-    pub(super) fn last_uses(&self) -> Vec<Vec<usize>> {
-        let first = self.inputs.len() + self.constants.len();
-        let mut made = first;
-        let mut last: Vec<Option<usize>> = vec![None; first];
+    /// Finds the registers that each step is the last to read. Outputs are kept to the end, and a
+    /// register that nobody reads goes with the step that made it.
+    pub(super) fn plan_registers(&mut self) {
+        let mut made = self.inputs.len() + self.constants.len();
+        let mut last: Vec<Option<usize>> = vec![None; made];
         for (index, step) in self.steps.iter().enumerate() {
             for register in step.reads() {
                 last[register] = Some(index);
@@ -75,34 +74,32 @@ impl Program {
         for &output in &self.outputs {
             last[output] = None;
         }
-        let mut expiring = vec![Vec::new(); self.steps.len()];
+        self.register_count = made;
+        self.expiring = vec![Vec::new(); self.steps.len()];
         for (register, step) in last.into_iter().enumerate() {
             if let Some(step) = step {
-                expiring[step].push(register);
+                self.expiring[step].push(register);
             }
         }
-        expiring
     }
 
-    /// Builds everything from placeholders. Returns the types of the outputs.
+    /// Builds everything from placeholders. Returns the types of all registers.
     pub(super) fn dry_run(&self, build: &Build) -> Result<Vec<Template>> {
-        let mut registers = self
-            .inputs
-            .iter()
-            .map(|input| placeholder(build, input))
-            .collect::<Result<Vec<_>>>()?;
-        for constant in &self.constants {
-            registers.push(constant.handle(OP)?);
+        let mut registers = Vec::new();
+        for input in &self.inputs {
+            registers.push(Some(placeholder(build, input)?));
         }
-        let mut registers: Vec<Option<Array>> = registers.into_iter().map(Some).collect();
+        registers.extend(self.constants()?.into_iter().map(Some));
+        let mut types: Vec<_> = registers.iter().flatten().map(Template::of).collect();
         for (step, expiring) in self.steps.iter().zip(&self.expiring) {
             let made = step.dry_run(&registers, build)?;
+            types.extend(made.iter().map(Template::of));
             registers.extend(made.into_iter().map(Some));
             for &register in expiring {
                 registers[register] = None;
             }
         }
-        self.outputs.iter().map(|&register| read(&registers, register).map(Template::of)).collect()
+        Ok(types)
     }
 
     /// What it makes of arrays of these types.
@@ -163,6 +160,9 @@ impl Step {
         let outputs = match self {
             Step::Apply(op, inputs, count) => {
                 return apply(op, inputs, *count, registers, build);
+            }
+            Step::Fused(..) => {
+                return Err(wrong("step", "one that is not fused yet", "a fused one"))
             }
             Step::While { state, captures, condition, body } => {
                 let arrays = chosen(&[state.as_slice(), captures].concat())?;

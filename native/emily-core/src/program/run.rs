@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::reaper;
 use crate::reply::Value;
 use crate::slot::Home;
-use crate::tensor::{evaluate, Tensor};
+use crate::tensor::{evaluate, schedule, Tensor};
 use std::sync::{Arc, Mutex};
 
 /// An input of a run.
@@ -18,6 +18,16 @@ pub struct Input {
     /// Whether the run takes the array out of the tensor, whose later uses are errors. MLX may
     /// overwrite the buffer of an array that nobody else holds.
     pub donated: bool,
+}
+
+/// When a run answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// When the outputs are computed.
+    Wait,
+    /// When their computation is scheduled; the outputs are lazy. A program whose ops can fail, as a
+    /// matrix can be singular, is waited for all the same.
+    Schedule,
 }
 
 /// A question to the caller.
@@ -37,6 +47,7 @@ pub struct Run {
     machine: Mutex<Option<Machine>>,
     /// Where it was begun, and where its lazy arrays are at home.
     home: Arc<Home>,
+    mode: Mode,
     /// What the answer must be.
     expected: Vec<Template>,
 }
@@ -50,6 +61,7 @@ impl Program {
     pub(crate) fn begin(
         self: &Arc<Self>,
         inputs: &[Input],
+        mode: Mode,
         home: &Arc<Home>,
         go_on: GoOn,
     ) -> Result<Value> {
@@ -65,7 +77,8 @@ impl Program {
             // The run's own handle is the last then.
             input.tensor.deallocate();
         }
-        go(Machine::new(self, arrays)?, home, go_on)
+        let mode = if self.can_fail { Mode::Wait } else { mode };
+        go(Machine::new(self, arrays)?, mode, home, go_on)
     }
 }
 
@@ -106,7 +119,7 @@ impl Run {
         let mut machine =
             self.take().ok_or_else(|| wrong("run", waiting, "one that has gone on"))?;
         machine.answer(arrays);
-        go(machine, home, go_on)
+        go(machine, self.mode, home, go_on)
     }
 
     fn take(&self) -> Option<Machine> {
@@ -114,21 +127,29 @@ impl Run {
     }
 }
 
-fn go(mut machine: Machine, home: &Arc<Home>, go_on: GoOn) -> Result<Value> {
+fn go(mut machine: Machine, mode: Mode, home: &Arc<Home>, go_on: GoOn) -> Result<Value> {
     match machine.go(&home.build(), go_on)? {
         Progress::Done(outputs) => {
             // What the frames kept goes first, so that it can be reused while the outputs are computed.
             drop(machine);
-            evaluate(OP, &outputs)?;
-            Ok(Value::Tensors(
-                outputs.into_iter().map(|array| Tensor::ready(array, home)).collect(),
-            ))
+            let tensors = match mode {
+                Mode::Wait => {
+                    evaluate(OP, &outputs)?;
+                    outputs.into_iter().map(|array| Tensor::ready(array, home)).collect()
+                }
+                Mode::Schedule => {
+                    schedule(OP, &outputs)?;
+                    outputs.into_iter().map(|array| Tensor::scheduled(array, home)).collect()
+                }
+            };
+            Ok(Value::Tensors(tensors))
         }
         Progress::Asks(key, shown) => {
             evaluate(OP, &shown)?;
             let tensors = shown.into_iter().map(|array| Tensor::ready(array, home)).collect();
             let expected = machine.expected_answer().to_vec();
-            let run = Run { machine: Mutex::new(Some(machine)), home: Arc::clone(home), expected };
+            let run =
+                Run { machine: Mutex::new(Some(machine)), home: Arc::clone(home), mode, expected };
             Ok(Value::Asks(Question { run, key, tensors }))
         }
     }
