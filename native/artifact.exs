@@ -177,29 +177,29 @@ defmodule Emily.Artifact do
   defp get(url, to) do
     for application <- [:inets, :ssl, :public_key], do: Mix.ensure_application!(application)
     {:ok, _} = Application.ensure_all_started([:inets, :ssl])
-    http = [connect_timeout: 30_000, timeout: 600_000] ++ tls(url)
 
-    case :httpc.request(:get, {to_charlist(url), []}, http, stream: to_charlist(to)) do
-      {:ok, :saved_to_file} -> :ok
-      {:ok, {{_, status, _}, _headers, _body}} -> {:error, "status #{status}"}
-      {:error, reason} -> {:error, inspect(reason)}
+    with {:ok, tls} <- tls(url) do
+      http = [connect_timeout: 30_000, timeout: 600_000] ++ tls
+
+      case :httpc.request(:get, {to_charlist(url), []}, http, stream: to_charlist(to)) do
+        {:ok, :saved_to_file} -> :ok
+        {:ok, {{_, status, _}, _headers, _body}} -> {:error, "status #{status}"}
+        {:error, reason} -> {:error, inspect(reason)}
+      end
     end
   end
 
+  # The certificates that the system trusts. Erlang raises where it finds none.
   defp tls("https" <> _) do
-    [
-      ssl: [
-        verify: :verify_peer,
-        cacerts: :public_key.cacerts_get(),
-        depth: 5,
-        customize_hostname_check: [
-          match_fun: :public_key.pkix_verify_hostname_match_fun(:https)
-        ]
-      ]
-    ]
+    match = :public_key.pkix_verify_hostname_match_fun(:https)
+    cacerts = :public_key.cacerts_get()
+    verify = [verify: :verify_peer, depth: 5, customize_hostname_check: [match_fun: match]]
+    {:ok, [ssl: [cacerts: cacerts] ++ verify]}
+  rescue
+    _ -> {:error, "this system has no certificates to check the server's with"}
   end
 
-  defp tls(_), do: []
+  defp tls(_), do: {:ok, []}
 
   ## Unpacking
 

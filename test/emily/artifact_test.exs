@@ -151,21 +151,27 @@ defmodule Emily.ArtifactTest do
   end
 
   describe "downloading" do
-    setup %{tmp_dir: tmp, path: path} do
-      Mix.ensure_application!(:inets)
-      {:ok, _} = Application.ensure_all_started(:inets)
+    setup %{path: path} do
+      for application <- [:inets, :ssl, :public_key], do: Mix.ensure_application!(application)
+      {:ok, _} = Application.ensure_all_started([:inets, :ssl])
+      %{url: "http://127.0.0.1:#{serve(Path.dirname(path))}/"}
+    end
 
+    defp serve(folder, options \\ []) do
       {:ok, server} =
-        :inets.start(:httpd,
-          port: 0,
-          bind_address: {127, 0, 0, 1},
-          server_name: ~c"artifacts",
-          server_root: to_charlist(tmp),
-          document_root: to_charlist(Path.dirname(path))
+        :inets.start(
+          :httpd,
+          [
+            port: 0,
+            bind_address: {127, 0, 0, 1},
+            server_name: ~c"artifacts",
+            server_root: to_charlist(folder),
+            document_root: to_charlist(folder)
+          ] ++ options
         )
 
       on_exit(fn -> :inets.stop(:httpd, server) end)
-      %{url: "http://127.0.0.1:#{:httpd.info(server)[:port]}/"}
+      :httpd.info(server)[:port]
     end
 
     test "goes into the cache, which is enough the next time", context do
@@ -187,6 +193,20 @@ defmodule Emily.ArtifactTest do
       write(Path.join(context.options[:cache], Path.basename(context.path)), "half of it")
       assert {:ok, _} = install(context, folder: nil, url: context.url)
       assert taken(context.to) == @files
+    end
+
+    test "believes no server whose certificate nobody vouches for", context do
+      certificate = :public_key.pkix_test_data(%{root: [], peer: []})
+      port = serve(Path.dirname(context.path), socket_type: {:ssl, certificate})
+      options = Keyword.merge(context.options, folder: nil, url: "https://127.0.0.1:#{port}")
+
+      text =
+        capture_io(fn ->
+          assert Artifact.install(context.to, "1.2.3", "cpu", options) == :none
+        end)
+
+      assert text =~ "cannot be had"
+      assert text =~ "unknown_ca" or text =~ "this system has no certificates"
     end
 
     test "what is not there is built", context do
