@@ -123,7 +123,7 @@ defmodule Emily.MixProject do
   end
 
   defp livebooks do
-    for name <- ~w(streams smollm2_chat minilm_search training quantisation),
+    for name <- ~w(many_streams smollm2_chat minilm_search train_a_classifier quantise_a_weight),
         do: "livebooks/#{name}.livemd"
   end
 
