@@ -7,6 +7,9 @@ defmodule Emily.ArtifactTest do
 
   @moduletag :tmp_dir
 
+  # As in a bundle, which has compiled what it tests.
+  unless Process.whereis(Mix.ProjectStack), do: @moduletag(skip: "there is no Mix project")
+
   @files %{"libemily_nif.so" => "the NIF", "mlx/lib/libmlx.so" => "MLX", "x.libs/a.so.3.1" => "a"}
 
   setup %{tmp_dir: tmp} do
@@ -215,6 +218,12 @@ defmodule Emily.ArtifactTest do
     end
   end
 
+  test "mix emily.package takes no other arguments" do
+    package = &Mix.Tasks.Emily.Package.run/1
+    assert_raise Mix.Error, ~r/takes no argument, got: here/, fn -> package.(["here"]) end
+    assert_raise Mix.Error, ~r/wrong option --to/, fn -> package.(["--to", "here"]) end
+  end
+
   # The Mix compiler of a copy of the project that has no cargo, no compiler and no cache.
   describe "mix compile.emily_nif" do
     setup %{tmp_dir: tmp} do
@@ -233,8 +242,11 @@ defmodule Emily.ArtifactTest do
           found = System.find_executable(tool),
           do: File.ln_s!(found, Path.join(tools, tool))
 
-      {path, line} =
-        Artifact.pack("priv", Path.join(tmp, "real"), Mix.Project.config()[:version], variant())
+      real = Path.join(tmp, "real")
+      text = capture_io(fn -> Mix.Tasks.Emily.Package.run(["--output", real]) end)
+      line = text |> String.split("\n", trim: true) |> List.last()
+      [_sum, name] = String.split(line)
+      path = Path.join(real, name)
 
       File.write!(Path.join(copy, "native/checksums.txt"), line)
       %{copy: copy, tools: tools, real: path, home: tmp}
