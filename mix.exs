@@ -8,8 +8,8 @@ defmodule Emily.MixProject do
 
   # What needs Nx: the names of files and folders in lib/emily and test/support, and the first words
   # of the names in test/emily and test/examples.
-  @needs_nx ~w(backend block bumblebee compiler emitter fast generation lowering minilm mixed_precision) ++
-              ~w(nx program quantization quantized_weight serving smollm2_nx)
+  @needs_nx ~w(backend block bumblebee compiler emitter fast generation guides lowering minilm) ++
+              ~w(mixed_precision nx program quantization quantized_weight serving smollm2_nx)
 
   def project do
     [
@@ -97,8 +97,34 @@ defmodule Emily.MixProject do
   defp docs do
     [
       main: "readme",
-      extras: ["README.md", "CHANGELOG.md", "LICENSE" | Path.wildcard("guides/**/*.md")]
+      extras: ["README.md"] ++ guides() ++ livebooks() ++ ["CHANGELOG.md", "LICENSE"],
+      groups_for_extras: [Guides: guides(), Livebooks: livebooks()],
+      groups_for_modules: [
+        Computing: [Emily.Backend, Emily.Compiler, Emily.Stream, Emily.Serving],
+        Models: [
+          ~r/^Emily\.Fast/,
+          ~r/^Emily\.Quanti/,
+          ~r/^Emily\.MixedPrecision/,
+          ~r/^Emily\.Generation/,
+          ~r/^Emily\.Bumblebee/
+        ],
+        Operating: [Emily.Memory, Emily.Telemetry],
+        "Without Nx": [Emily, Emily.Native]
+      ]
     ]
+  end
+
+  # In the order in which to read them.
+  defp guides do
+    for name <-
+          ~w(introduction streams compiler quantisation training deployment troubleshooting) ++
+            ~w(backend internals),
+        do: "guides/#{name}.md"
+  end
+
+  defp livebooks do
+    for name <- ~w(many_streams smollm2_chat minilm_search train_a_classifier quantise_a_weight),
+        do: "livebooks/#{name}.livemd"
   end
 
   defp package do
@@ -106,7 +132,7 @@ defmodule Emily.MixProject do
       licenses: ["Apache-2.0"],
       links: %{},
       files: ~w(lib native/**/*.{rs,toml,lock,cpp,py,txt,exs} Cargo.toml Cargo.lock
-                scripts/setup.sh scripts/situation.sh
+                scripts/setup.sh scripts/situation.sh guides livebooks
                 mix.exs .formatter.exs README.md CHANGELOG.md LICENSE)
     ]
   end

@@ -32,7 +32,7 @@ defmodule Emily.Backend do
   | `fft` and its relatives | in single precision; `f64` would give `c128` and raises |
   | `qr`, `svd` | LAPACK's signs |
   | `eigh` | Nx's order, and vectors whose first component is positive |
-  | singular matrices | raise when the result is computed |
+  | `solve` of a singular matrix | raises when the result is computed; `invert` gives NaN, and so does `cholesky` of a matrix that is not positive definite |
   | `exp`, `sin`, `cos`, `erf` of `f64` | composed, since MLX has them in single precision; within a few units in the last place |
 
   ## Memory
