@@ -177,7 +177,7 @@ defmodule Bench.Backend do
     Nx.backend_deallocate(tensor)
   end
 
-  # Threads of a BLAS spin for a while after their work, and would take the rival's turn.
+  # Threads spin for a while after their work, and would take the rival's turn.
   defp rest, do: Process.sleep(100)
 
   ## Memory
@@ -299,7 +299,10 @@ defmodule Bench.Backend do
       :binary,
       :exit_status,
       line: 1000,
-      args: [script(), "large", to_string(cache_limit)]
+      args: [script(), "large", to_string(cache_limit)],
+      # A thread of OpenBLAS spins for a tenth of a second after its work otherwise (the number is the
+      # logarithm of cycles), and takes a core from whoever has the next turn.
+      env: [{~c"OPENBLAS_THREAD_TIMEOUT", ~c"20"}]
     ])
   end
 

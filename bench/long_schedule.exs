@@ -44,10 +44,7 @@ defmodule LongSchedule do
   def binaries(count) do
     bytes = :binary.copy(<<1>>, 100)
 
-    for n <- 1..count do
-      _ = :binary.copy(:binary.copy(bytes))
-      if rem(n, 1_000) == 0, do: :binary.copy(bytes, 40_000)
-    end
+    for _ <- 1..count, do: :binary.copy(:binary.copy(bytes))
   end
 
   # As `collect_at_once`.
@@ -58,9 +55,8 @@ defmodule LongSchedule do
     :erlang.garbage_collect()
   end
 
-  def large(count) do
+  def large(count, bytes) do
     w = Stream.new(:cpu).worker
-    bytes = :binary.copy(:binary.copy(<<1>>, 1_000_000), 256)
 
     for _ <- 1..count do
       tensor = Emily.from_binary(bytes, [256_000_000], {:u, 8})
@@ -85,6 +81,8 @@ defmodule LongSchedule do
 end
 
 parent = self()
+# The BEAM itself takes long to make it.
+bytes = :binary.copy(:binary.copy(<<1>>, 1_000_000), 256)
 watcher = spawn_link(fn -> LongSchedule.watch(parent, []) end)
 :erlang.system_monitor(watcher, [{:long_schedule, 1}])
 
@@ -93,7 +91,7 @@ work =
     [
       {"collect", fn -> LongSchedule.collect(100_000) end},
       {"at once", fn -> LongSchedule.collect_at_once(100_000) end},
-      {"large", fn -> LongSchedule.large(10) end},
+      {"large", fn -> LongSchedule.large(10, bytes) end},
       {"control: plain", fn -> LongSchedule.plain(2_000_000_000) end},
       {"control: binaries", fn -> LongSchedule.binaries(100_000) end},
       {"control: at once", fn -> LongSchedule.binaries_at_once(100_000) end}

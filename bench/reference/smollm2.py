@@ -8,10 +8,10 @@ Reads requests from stdin, one JSON object a line, and answers each with a line:
 
     {"mode": "dequantized" | "quantized", "tokens": N, "prompts": [[id, ...], ...],
      "positions": P, "compiled": true | false}
-    {"answers": [{"ids": [N ids], "first_ms": x, "token_ms": [N - 1 numbers]}, ...]}
+    {"answers": [{"ids": [N ids], "first_ms": x, "token_ms": [N - 1 numbers], "cpu_ms": x}, ...]}
 
 Each prompt is continued greedily by N tokens, whatever they are: no token stops it. first_ms is the
-time to the first token, token_ms that of each token after it.
+time to the first token, token_ms that of each token after it, and cpu_ms the processor time of these.
 
 Without "positions" the cache grows with every token. With it the cache has room for P of them and all
 steps have the same shapes, and with "compiled" a step is one function of mx.compile.
@@ -171,13 +171,14 @@ class Model:
 
 
 def answer(model, prompt, tokens, positions, compiled):
-    ids, times = [], []
+    ids, times, cpu = [], [], []
 
     def timed(step, *given):
         started = time.perf_counter()
         token, cache = step(*given)
         ids.append(token.item())
         times.append((time.perf_counter() - started) * 1e3)
+        cpu.append(time.process_time() * 1e3)
         return token, cache
 
     if positions is None:
@@ -189,7 +190,9 @@ def answer(model, prompt, tokens, positions, compiled):
         step = model.step() if compiled else model.next_token_at
         for offset in range(len(prompt), len(prompt) + tokens - 1):
             token, cache = timed(step, token, mx.array(offset), cache)
-    return {"ids": ids, "first_ms": times[0], "token_ms": times[1:]}
+    return {
+        "ids": ids, "first_ms": times[0], "token_ms": times[1:], "cpu_ms": cpu[-1] - cpu[0],
+    }
 
 
 def prefilled(model, prompt, positions):

@@ -55,7 +55,7 @@ defmodule Emily.Compiler do
   require Logger
 
   alias Emily.Compiler.{Cache, Executable, Trace}
-  alias Emily.Native.Call
+  alias Emily.Native.{Call, Nif}
   alias Emily.Telemetry
   alias Nx.Defn.{Composite, Evaluator}
 
@@ -194,7 +194,7 @@ defmodule Emily.Compiler do
   end
 
   defp compile(key, vars, fun, config, worker) do
-    if config.fuse and not Call.can_fuse?(worker), do: Telemetry.warn_unfused()
+    if config.fuse and not Call.now(Nif.program_fusion(worker)), do: Telemetry.warn_unfused()
 
     Telemetry.span([:emily, :compiler, :compile], %{key: key}, fn ->
       executable = Executable.compile(fun, vars, worker, config)

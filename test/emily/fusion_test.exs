@@ -7,7 +7,7 @@ defmodule Emily.FusionTest do
 
   # Prints whether the CPU can fuse, and what a fused program makes of 1 and 2.
   @script """
-  alias Emily.Native.Call
+  alias Emily.Native.{Call, Nif}
   {:ok, _} = Application.ensure_all_started(:emily)
   w = Emily.Stream.new(:cpu).worker
   steps = [{:apply, :add, [0, 0], 1}, {:apply, :square, [1], 1}, {:apply, :negative, [2], 1}]
@@ -26,7 +26,7 @@ defmodule Emily.FusionTest do
       error in RuntimeError -> error.message
     end
 
-  IO.inspect({Call.can_fuse?(w), outcome}, limit: :infinity, printable_limit: :infinity)
+  IO.inspect({Call.now(Nif.program_fusion(w)), outcome}, limit: :infinity, printable_limit: :infinity)
   """
 
   defp run(env) do

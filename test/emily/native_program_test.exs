@@ -436,6 +436,7 @@ defmodule Emily.NativeProgramTest do
   describe "edited at random" do
     @edits 10_000
 
+    @tag timeout: 600_000
     test "a program is refused or runs", %{w: w} do
       :rand.seed(:exsss, {20, 26, 11})
       programs = List.to_tuple(programs(w))

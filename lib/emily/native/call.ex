@@ -185,10 +185,6 @@ defmodule Emily.Native.Call do
     end
   end
 
-  @doc "Whether `fuse` does anything on the worker's device: on a CPU it needs `g++`."
-  @spec can_fuse?(reference) :: boolean
-  def can_fuse?(worker), do: now(Nif.program_fusion(worker))
-
   @doc """
   Runs a program and returns its outputs, ready. An input `{:donate, tensor}` is used up: later uses of
   the tensor are errors. `on_call` answers each `:call` step, given its key and its tensors, ready.

@@ -5,7 +5,6 @@
 //! it is ready. An [`op::Op`] builds a lazy tensor on whatever thread asks; a job queued on a worker
 //! evaluates it and owes a [`reply::Reply`]. A [`program::Program`] is many ops that one job replays.
 
-mod abandoned;
 #[cfg(target_os = "linux")]
 mod blas;
 pub mod build;

@@ -33,13 +33,20 @@ pub(crate) fn install_error_handler() {
 
 /// Sets what MLX reads from the environment, unless the user has. Must run before anything else of MLX.
 pub(crate) fn configure() {
-    // Each CUDA stream keeps executable graphs by their topology, 400 of them, and counts the topologies
-    // that were new to it. From the 801st on, over the stream's whole life, MLX takes that for
-    // thrashing and fails the evaluation. A server meets as many shapes in a day: old graphs make
-    // room for new ones all the same.
-    const CHECK: &str = "MLX_ENABLE_CACHE_THRASHING_CHECK";
-    if std::env::var_os(CHECK).is_none() {
-        std::env::set_var(CHECK, "0");
+    let defaults = [
+        // Each CUDA stream keeps executable graphs by their topology, 400 of them, and counts the
+        // topologies that were new to it. From the 801st on, over the stream's whole life, MLX takes that
+        // for thrashing and fails the evaluation. A server meets as many shapes in a day: old graphs
+        // make room for new ones all the same.
+        ("MLX_ENABLE_CACHE_THRASHING_CHECK", "0"),
+        // Where several threads record CUDA graphs at once, a recording fails now and then, in a
+        // destructor of MLX's, which ends the process.
+        ("MLX_USE_CUDA_GRAPHS", "0"),
+    ];
+    for (name, value) in defaults {
+        if std::env::var_os(name).is_none() {
+            std::env::set_var(name, value);
+        }
     }
 }
 

@@ -11,11 +11,12 @@
 
 mod check;
 mod fuse;
+mod fused;
 mod machine;
 mod run;
 
-pub(crate) use fuse::clear_traces;
-pub use fuse::{can_fuse, Fused};
+pub(crate) use fused::clear_traces;
+pub use fused::{can_fuse, Fused};
 pub use run::{Input, Mode, Question, Run};
 
 use crate::build::Describe;

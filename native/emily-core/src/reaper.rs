@@ -1,7 +1,6 @@
 //! Ends things on a thread that may wait: threads are joined and large or unevaluated arrays freed
 //! here, never on a scheduler that is collecting garbage.
 
-use crate::abandoned;
 use crate::device::Device;
 use crate::dtype::Dtype;
 use crate::error::Result;
@@ -25,8 +24,6 @@ enum Remains {
     Thread(JoinHandle<()>),
     /// Not an end: MLX is prepared on this thread.
     Start(Sender<Result<()>>),
-    /// Not an end either: tensors have been abandoned.
-    Wake,
     /// Somebody waits until everything before it has been ended.
     Flush(Sender<()>),
 }
@@ -88,13 +85,8 @@ fn prepare() -> Result<()> {
 }
 
 fn reap(remains: &Receiver<Remains>) {
-    loop {
-        // Sleeps until there is something, in one place or the other.
-        if abandoned::await_next() {
-            let Ok(first) = remains.recv() else { return };
-            end(first);
-        }
-        abandoned::free_all();
+    while let Ok(first) = remains.recv() {
+        end(first);
         while let Ok(next) = remains.try_recv() {
             end(next);
         }
@@ -113,9 +105,7 @@ fn end(remains: Remains) {
         Remains::Start(done) => {
             let _ = done.send(prepare());
         }
-        Remains::Wake => {}
         Remains::Flush(done) => {
-            abandoned::free_all();
             let _ = done.send(());
         }
     }
@@ -130,11 +120,6 @@ pub(crate) fn free(array: Array) {
 /// Frees something with arrays inside soon.
 pub(crate) fn release(arrays: impl Send + 'static) {
     let _ = queue().send(Remains::Arrays(Box::new(arrays)));
-}
-
-/// Has abandoned tensors freed soon.
-pub(crate) fn wake() {
-    let _ = queue().send(Remains::Wake);
 }
 
 /// Joins a thread that is about to end.

@@ -21,7 +21,7 @@ impl Room {
     /// Takes what MLX gives anyway if no evaluation runs, and adds to it otherwise.
     pub(crate) fn take() -> Self {
         let is_alone = RUNNING.fetch_add(1, Ordering::Relaxed) == 0;
-        let groups = if is_alone { 0 } else { own() };
+        let groups = if is_alone { 0 } else { OWN };
         add(groups);
         Room { groups }
     }
@@ -32,11 +32,6 @@ impl Drop for Room {
         add(-self.groups);
         RUNNING.fetch_sub(1, Ordering::Relaxed);
     }
-}
-
-fn own() -> c_int {
-    static V: std::sync::OnceLock<c_int> = std::sync::OnceLock::new();
-    *V.get_or_init(|| std::env::var("EMILY_ROOM").ok().and_then(|v| v.parse().ok()).unwrap_or(OWN))
 }
 
 fn add(groups: c_int) {

@@ -3,7 +3,6 @@
 //! The rule that makes MLX's unlocked arrays sound: the inputs of a lazy array are lazy in the same
 //! slot, or ready. A slot is evaluated by its holder alone, and a ready array is never written again.
 
-use crate::abandoned;
 use crate::build::{Build, Describe};
 use crate::device::Device;
 use crate::dtype::Dtype;
@@ -19,7 +18,7 @@ use crate::slot::{self, Home, Slot};
 use mlx_rs::Array;
 use parking_lot::RwLock;
 use smallvec::SmallVec;
-use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 
 /// What is dropped with at most so many bytes and nodes is freed where it is dropped: that costs less
@@ -46,7 +45,7 @@ impl Weight {
 #[derive(Clone)]
 pub struct Tensor(Arc<Inner>);
 
-pub(crate) struct Inner {
+struct Inner {
     /// `None` once deallocated.
     array: RwLock<Option<SharedArray>>,
     shape: Box<[i32]>,
@@ -58,8 +57,6 @@ pub(crate) struct Inner {
     /// Of the graph that it was built with.
     graph: Weight,
     risks: Risks,
-    /// In the list of the abandoned, the one before.
-    pub(crate) before: AtomicPtr<Inner>,
 }
 
 struct SharedArray(Array);
@@ -121,7 +118,6 @@ impl Tensor {
             ready: AtomicBool::new(graph.nodes == 0),
             graph,
             risks,
-            before: AtomicPtr::default(),
         }));
         if let Some(home) = home {
             home.add(tensor.byte_size());
@@ -250,14 +246,6 @@ impl Tensor {
         }
     }
 
-    /// Gives a reference up, for a thread that must not wait: where it is the last, the reaper frees.
-    pub fn abandon(self) {
-        // Of two that see each other neither hands over, and the second frees here.
-        if Arc::strong_count(&self.0) == 1 {
-            abandoned::add(self.0);
-        }
-    }
-
     /// Evaluates tensors that are at home in the slot that the calling thread holds.
     pub(crate) fn evaluate(tensors: &[Tensor]) -> Result<()> {
         let pending: Vec<_> = tensors.iter().filter(|tensor| !tensor.is_ready()).collect();
@@ -358,11 +346,6 @@ impl std::fmt::Debug for Tensor {
 }
 
 impl Inner {
-    /// Its array, unless it was deallocated.
-    pub(crate) fn take_array(&mut self) -> Option<Array> {
-        self.array.get_mut().take().map(|SharedArray(array)| array)
-    }
-
     fn byte_size(&self) -> usize {
         self.shape.iter().map(|&size| size as usize).product::<usize>() * self.dtype.size()
     }
@@ -374,7 +357,7 @@ impl Drop for Inner {
         if let Some(home) = &self.home {
             home.remove(bytes);
         }
-        let Some(array) = self.take_array() else { return };
+        let Some(SharedArray(array)) = self.array.get_mut().take() else { return };
         let weight = if self.ready.load(Ordering::Acquire) {
             Weight { bytes, nodes: 0 }
         } else {

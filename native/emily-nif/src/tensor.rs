@@ -13,13 +13,7 @@ use rustler::{Atom, Binary, Encoder, Env, Resource, ResourceArc, Term};
 pub struct TensorResource(pub Tensor);
 
 #[rustler::resource_impl]
-impl Resource for TensorResource {
-    const IMPLEMENTS_DESTRUCTOR: bool = true;
-
-    fn destructor(self, _env: Env<'_>) {
-        self.0.abandon();
-    }
-}
+impl Resource for TensorResource {}
 
 impl TensorResource {
     /// The reference of a tensor.

@@ -11,8 +11,10 @@ use emily_core::op::Op;
 use emily_core::reply::Reply;
 use emily_core::tensor::Tensor;
 use emily_core::worker::{make_ready as queue_make_ready, Owner, Refused, Worker};
+use rustler::schedule::consume_timeslice;
 use rustler::{Atom, Encoder, Env, ListIterator, MapIterator, Resource, ResourceArc, Term};
 use smallvec::SmallVec;
+use std::cell::Cell;
 
 /// A worker's reference in Elixir. The worker ends, after its queued jobs, when this is collected.
 pub struct WorkerResource(pub Owner);
@@ -126,10 +128,29 @@ fn apply<'a>(env: Env<'a>, worker: Term<'a>, op: Term<'a>, inputs: Term<'a>) -> 
             inputs.iter().map(|input| input.as_ref().map(|tensor| &tensor.0)).collect();
         let tensor = worker.0.build(&op, &tensors)?;
         let collect = should_collect(tensor.byte_size());
+        account_for_time(env);
         let tensor = TensorResource::new(tensor).encode(env);
         Ok(if collect { (atoms::collect(), tensor).encode(env) } else { tensor })
     };
     encode_result(env, build())
+}
+
+/// The calls of `apply` that take a hundredth of a time slice, which is 1 ms.
+const CALLS_OF_A_HUNDREDTH: u32 = 4;
+
+/// The BEAM counts a native call as it counts one of its own, which takes a hundredth of the time: a process
+/// that builds operations in a loop would hold its scheduler for milliseconds.
+fn account_for_time(env: Env) {
+    thread_local! {
+        static CALLS: Cell<u32> = const { Cell::new(0) };
+    }
+    let calls = CALLS.get() + 1;
+    if calls == CALLS_OF_A_HUNDREDTH {
+        consume_timeslice(env, 1);
+        CALLS.set(0);
+    } else {
+        CALLS.set(calls);
+    }
 }
 
 /// Queues a job: its handle, or what `before` found, or an error. A refused job is told here and now.
