@@ -5,7 +5,7 @@ milliseconds of each repetition.
 
     decode     one token at a time of a Llama-shaped model: layers, width, cache, count, lane
                ("plain" or "compile")
-    identity   evaluating an array that is evaluated
+    identity   evaluating an array that is evaluated, so many times
     chain      1,000 chained operations on small arrays, built and evaluated
     loop       1,000 iterations, each evaluated
 """
@@ -112,10 +112,15 @@ def decode(layers, width, cache, count, lane):
     return timed(count, one)
 
 
-def identity(count):
+def identity(count, length):
     x = mx.array(1.0)
     mx.eval(x)
-    return timed(count, lambda: mx.eval(x))
+
+    def work():
+        for _ in range(length):
+            mx.eval(x)
+
+    return timed(count, work)
 
 
 def chain(count, length):
