@@ -19,14 +19,17 @@ defmodule Emily.Compiler do
     * `:fuse` - `true` has MLX fuse elementwise operations into kernels of its own. Results may then differ
       in the last bits. On a CPU MLX needs a C++ compiler for that at run time, and compiles for some
       hundred milliseconds at the first call; without a compiler nothing is fused. Default: `false`.
+    * `:async` - `true` has a call return when the work is scheduled on the stream. Its results are lazy, and
+      whoever reads them waits; so the next call can be prepared while this one computes. Errors of the
+      computation are raised where it is read. Default: `false`.
     * `:device` - `:gpu` (default) or `:cpu`: where a process without a stream computes.
     * `:max_concurrency` - the number of partitions of an `Nx.Serving`, each of which has a stream of its
       own. Default: 1.
     * `:donate` - the positions of the arguments, from 0, that calls give away; see below. Default: none.
     * `:hooks` - functions in place of those of named hooks, by name.
 
-  Other options are ignored. `config :emily, native: false`, and so for `:native_fallback` and `:fuse`, sets
-  the default.
+  Other options are ignored. `config :emily, native: false`, and so for `:native_fallback`, `:fuse` and
+  `:async`, sets the default.
 
   ## What is called back
 
@@ -102,6 +105,7 @@ defmodule Emily.Compiler do
     %{
       native: boolean(:native, opts, true),
       fuse: boolean(:fuse, opts, false),
+      mode: if(boolean(:async, opts, false), do: :schedule, else: :wait),
       fallback: fallback(opts),
       hooks: Map.new(Keyword.get(opts, :hooks, %{})),
       donate: donate(Keyword.get(opts, :donate, []))
@@ -174,7 +178,7 @@ defmodule Emily.Compiler do
         other
       end
 
-    [Executable.run(executable, arguments, worker)]
+    [Executable.run(executable, arguments, worker, config.mode)]
   end
 
   defp executable(key, vars, fun, config, worker) do

@@ -152,10 +152,11 @@ defmodule Emily.Generation do
     end
   end
 
-  # A program takes the cache of the step before, and writes into its memory.
+  # A program takes the cache of the step before and writes into its memory, and the one after it is
+  # prepared meanwhile.
   defp defn_options(%{defn_options: options}) do
     if options[:compiler] == Emily.Compiler,
-      do: Keyword.put_new(options, :donate, [@cache, @memory]),
+      do: Keyword.merge([donate: [@cache, @memory], async: true], options),
       else: options
   end
 

@@ -458,7 +458,14 @@ defmodule Emily.CompilerTest do
   end
 
   test "wrong options are named" do
-    for {name, value} <- [native: 1, fuse: :yes, native_fallback: :no, device: :tpu, donate: 1] do
+    for {name, value} <- [
+          native: 1,
+          fuse: :yes,
+          native_fallback: :no,
+          device: :tpu,
+          donate: 1,
+          async: 2
+        ] do
       assert_raise ArgumentError, ~r/#{name}/, fn -> jit(& &1, [{name, value}]).(1) end
     end
 
@@ -492,6 +499,24 @@ defmodule Emily.CompilerTest do
   test "the backend is that of the results" do
     assert Emily.Compiler.__to_backend__([]) == {Emily.Backend, [device: :gpu]}
     assert Emily.Compiler.__to_backend__(device: :cpu) == {Emily.Backend, [device: :cpu]}
+  end
+
+  test "async: true returns lazy results, which are computed when they are read" do
+    fun = jit(&Nx.dot(&1, &1), async: true)
+    x = Nx.iota({300, 300}, type: :f32)
+    expected = Nx.to_binary(jit(&Nx.dot(&1, &1)).(x))
+
+    Emily.Stream.with_stream(Emily.Stream.new(:cpu), fn ->
+      results = for _ <- 1..20, do: fun.(x)
+      assert Enum.all?(results, &(Nx.to_binary(&1) == expected))
+      # What was scheduled goes into the next call, and to other streams.
+      twice = fun.(fun.(x))
+
+      Emily.Stream.with_stream(Emily.Stream.new(:cpu), fn ->
+        assert Nx.to_binary(Nx.add(twice, 0)) ==
+                 Nx.to_binary(jit(&Nx.dot(Nx.dot(&1, &1), Nx.dot(&1, &1))).(x))
+      end)
+    end)
   end
 
   ## Fusion

@@ -120,7 +120,7 @@ defmodule Emily.Compiler.Assembler do
   end
 
   defp place({:op, _id, op, inputs}, state) do
-    {inputs, state} = Enum.map_reduce(inputs, state, &register/2)
+    {inputs, state} = op |> wanted(inputs) |> Enum.map_reduce(state, &register/2)
 
     case state.equal do
       %{{^op, ^inputs} => register} ->
@@ -143,13 +143,13 @@ defmodule Emily.Compiler.Assembler do
     types = for index <- 0..(length(initial) - 1)//1, do: {:parameter, scope, index}
 
     {[condition, body], captures, state} =
-      programs([{[condition], scope}, {body, scope}], types, state)
+      programs([{[truth(condition)], scope}, {body, scope}], types, state)
 
     step({:while, initial, captures, condition, body}, length(initial), state)
   end
 
   defp place({:cond, id, predicate, on_true, on_false}, state) do
-    {predicate, state} = register(predicate, state)
+    {predicate, state} = predicate |> truth() |> register(state)
 
     {[taken, other], captures, state} =
       programs([{on_true, {id, true}}, {on_false, {id, false}}], [], state)
@@ -161,6 +161,19 @@ defmodule Emily.Compiler.Assembler do
     {arguments, state} = Enum.map_reduce(arguments, state, &register/2)
     step({:call, arguments, key, templates}, length(templates), state)
   end
+
+  # Where only the truth of a number counts, a comparison is taken as it is, without the cast to the
+  # type that Nx gives it.
+  @comparisons [:equal, :not_equal, :less, :less_equal, :greater, :greater_equal] ++
+                 [:logical_and, :logical_or, :logical_xor, :logical_not, :isnan, :isinf]
+
+  defp wanted(:where, [condition | choices]), do: [truth(condition) | choices]
+  defp wanted(_op, inputs), do: inputs
+
+  defp truth({:op, _, {:astype, _}, [{:op, _, op, _} = comparison]}) when op in @comparisons,
+    do: comparison
+
+  defp truth(node), do: node
 
   defp step(step, count, state) do
     {{:made, state.made}, %{state | steps: [step | state.steps], made: state.made + count}}

@@ -57,8 +57,11 @@ defmodule Emily.Compiler.Executable do
   defp undonated(%{donatable?: true} = t), do: %{t | donatable?: false}
   defp undonated(t), do: t
 
-  @doc "Runs on a worker with the arguments of a call, functions that give tensors."
-  def run(%__MODULE__{} = executable, arguments, worker) do
+  @doc """
+  Runs on a worker with the arguments of a call, functions that give tensors. Returns when the results are
+  computed (`:wait`) or scheduled (`:schedule`).
+  """
+  def run(%__MODULE__{} = executable, arguments, worker, mode) do
     eager = %Emitter.Eager{worker: worker}
     arguments = List.to_tuple(arguments)
 
@@ -70,7 +73,7 @@ defmodule Emily.Compiler.Executable do
 
     calls = executable.calls
     answer = fn key, refs -> elem(calls, key).(refs) end
-    refs = Call.run_program(worker, executable.program, keep_shared(inputs), answer)
+    refs = Call.run_program(worker, executable.program, keep_shared(inputs), answer, mode)
     Trace.from_refs(executable.outputs, refs)
   end
 
