@@ -233,6 +233,8 @@ defmodule Emily.ArtifactTest do
   # The Mix compiler of a copy of the project that has no cargo, no compiler and no cache.
   describe "mix compile.emily_nif" do
     setup %{tmp_dir: tmp} do
+      # Hundreds of megabytes.
+      on_exit(fn -> File.rm_rf!(tmp) end)
       copy = Path.join(tmp, "project")
 
       for path <- ~w(mix.exs Cargo.toml Cargo.lock native scripts) do
