@@ -33,7 +33,7 @@ defmodule Emily.Compiler do
 
   ## What is called back
 
-  Hooks (`Nx.Defn.Kernel.hook/3`), `Nx.runtime_call/4` and `Nx.reduce/4` with a function that is no known
+  Hooks (`Nx.io_call/3`), `Nx.runtime_call/4` and `Nx.reduce/4` with a function that is no known
   monoid run in the calling process in the middle of the program. The worker is free meanwhile, so
   that they may compute on the same stream.
 

@@ -144,6 +144,13 @@ defmodule Emily.Telemetry do
   end
 
   @doc false
+  # For those who fall back by themselves.
+  def maybe_warn_fallback(op, shapes) do
+    if fallback_mode() == :warn, do: warn_once(op, shapes, [])
+    :ok
+  end
+
+  @doc false
   # A defn that no program can be made of.
   def compiler_fallback(key, %{op: op, reason: reason}) do
     execute([:emily, :compiler, :fallback], %{count: 1}, %{key: key, op: op, reason: reason})
