@@ -7,8 +7,9 @@ defmodule Emily.MixProject do
   @version "0.1.0"
 
   # What needs Nx: the names of files and folders in lib/emily and test/support, and the first words
-  # of the names in test/emily.
-  @needs_nx ~w(backend block compiler emitter fast lowering nx program quantization serving)
+  # of the names in test/emily and test/examples.
+  @needs_nx ~w(backend block bumblebee compiler emitter fast generation guides lowering minilm) ++
+              ~w(mixed_precision nx program quantization quantized_weight serving smollm2_nx)
 
   def project do
     [
@@ -46,7 +47,8 @@ defmodule Emily.MixProject do
       [
         {:nx, "~> 0.13"},
         {:telemetry, "~> 1.0"},
-        {:axon, "~> 0.7", only: :test},
+        {:telemetry_metrics, "~> 1.0", optional: true},
+        {:axon, "~> 0.7", optional: true},
         {:stream_data, "~> 1.0", only: [:dev, :test]},
         {:ex_doc, "~> 0.34", only: :dev, runtime: false}
       ]
@@ -55,9 +57,9 @@ defmodule Emily.MixProject do
 
   # Mix takes applications that are neither dependencies nor listed here off the code path.
   defp system_applications do
-    test = if Mix.env() == :test, do: [:axon, :stream_data], else: []
+    ours = if Mix.env() == :prod, do: [], else: [:axon, :stream_data, :telemetry_metrics]
     found? = &(:code.lib_dir(&1) != {:error, :bad_name})
-    if system_deps?(), do: Enum.filter([:nx, :telemetry] ++ test, found?), else: []
+    if system_deps?(), do: Enum.filter([:nx, :telemetry] ++ ours, found?), else: []
   end
 
   ## Without Nx
@@ -87,7 +89,7 @@ defmodule Emily.MixProject do
   defp files(folders, pattern), do: Enum.flat_map(folders, &Path.wildcard("#{&1}/**/#{pattern}"))
 
   defp needs_nx?(path) do
-    path =~ ~r"^(lib|test)/(emily|support)/(#{Enum.join(@needs_nx, "|")})[/._]"
+    path =~ ~r"^(lib|test)/(emily|examples|support)/(#{Enum.join(@needs_nx, "|")})[/._]"
   end
 
   ## Docs and package
@@ -95,8 +97,34 @@ defmodule Emily.MixProject do
   defp docs do
     [
       main: "readme",
-      extras: ["README.md", "CHANGELOG.md", "LICENSE" | Path.wildcard("guides/**/*.md")]
+      extras: ["README.md"] ++ guides() ++ livebooks() ++ ["CHANGELOG.md", "LICENSE"],
+      groups_for_extras: [Guides: guides(), Livebooks: livebooks()],
+      groups_for_modules: [
+        Computing: [Emily.Backend, Emily.Compiler, Emily.Stream, Emily.Serving],
+        Models: [
+          ~r/^Emily\.Fast/,
+          ~r/^Emily\.Quanti/,
+          ~r/^Emily\.MixedPrecision/,
+          ~r/^Emily\.Generation/,
+          ~r/^Emily\.Bumblebee/
+        ],
+        Operating: [Emily.Memory, Emily.Telemetry],
+        "Without Nx": [Emily, Emily.Native]
+      ]
     ]
+  end
+
+  # In the order in which to read them.
+  defp guides do
+    for name <-
+          ~w(introduction streams compiler quantisation training deployment troubleshooting) ++
+            ~w(backend internals),
+        do: "guides/#{name}.md"
+  end
+
+  defp livebooks do
+    for name <- ~w(many_streams smollm2_chat minilm_search train_a_classifier quantise_a_weight),
+        do: "livebooks/#{name}.livemd"
   end
 
   defp package do
@@ -104,7 +132,7 @@ defmodule Emily.MixProject do
       licenses: ["Apache-2.0"],
       links: %{},
       files: ~w(lib native/**/*.{rs,toml,lock,cpp,py,txt,exs} Cargo.toml Cargo.lock
-                scripts/setup.sh scripts/situation.sh
+                scripts/setup.sh scripts/situation.sh guides livebooks
                 mix.exs .formatter.exs README.md CHANGELOG.md LICENSE)
     ]
   end

@@ -1,9 +1,12 @@
 # Scheduler time slices of 1 ms or more while streams compute, tensors are collected, and binaries of 256 MB
 # are written and read. A slice names where its process was scheduled in and out, which is not the NIF that
-# held it, so that slices are told by their process; the rival is a process without NIFs in the same
-# run, because a busy machine interrupts any slice.
+# held it, so that slices are told by their process.
 #
-#     mix run bench/long_schedule.exs
+# A busy machine interrupts any slice, and that is not the NIFs' doing. So controls run beside them: a process
+# that calls no NIF, and one that makes and drops binaries of the BEAM where `collect` does tensors. What they have
+# per second is the machine's. Under `chrt -f 1`, where nobody interrupts the VM, they have none:
+#
+#     [chrt -f 1] mix run bench/long_schedule.exs
 
 alias Emily.{Native, Stream}
 alias Emily.Native.Nif
@@ -28,9 +31,32 @@ defmodule LongSchedule do
     end
   end
 
-  def large(count) do
+  # As many tensors as one process may hold, dropped by a single collection.
+  def collect_at_once(count) do
     w = Stream.new(:cpu).worker
-    bytes = :binary.copy(:binary.copy(<<1>>, 1_000_000), 256)
+    x = Emily.from_binary(<<1.0::float-32-native>>, [1], @f32)
+    tensors = for _ <- 1..count, do: Native.add(w, x, x)
+    ^count = length(tensors)
+    :erlang.garbage_collect()
+  end
+
+  # As `collect`, in binaries that are kept outside the heap.
+  def binaries(count) do
+    bytes = :binary.copy(<<1>>, 100)
+
+    for _ <- 1..count, do: :binary.copy(:binary.copy(bytes))
+  end
+
+  # As `collect_at_once`.
+  def binaries_at_once(count) do
+    bytes = :binary.copy(<<1>>, 100)
+    binaries = for _ <- 1..count, do: :binary.copy(bytes)
+    ^count = length(binaries)
+    :erlang.garbage_collect()
+  end
+
+  def large(count, bytes) do
+    w = Stream.new(:cpu).worker
 
     for _ <- 1..count do
       tensor = Emily.from_binary(bytes, [256_000_000], {:u, 8})
@@ -45,13 +71,18 @@ defmodule LongSchedule do
 
   def watch(parent, events) do
     receive do
-      {:monitor, pid, :long_schedule, info} -> watch(parent, [{pid, info} | events])
-      :report -> send(parent, {:events, Enum.reverse(events)})
+      {:monitor, pid_or_port, :long_schedule, info} ->
+        watch(parent, [{pid_or_port, info} | events])
+
+      :report ->
+        send(parent, {:events, Enum.reverse(events)})
     end
   end
 end
 
 parent = self()
+# The BEAM itself takes long to make it.
+bytes = :binary.copy(:binary.copy(<<1>>, 1_000_000), 256)
 watcher = spawn_link(fn -> LongSchedule.watch(parent, []) end)
 :erlang.system_monitor(watcher, [{:long_schedule, 1}])
 
@@ -59,13 +90,17 @@ work =
   List.duplicate({"compute", fn -> LongSchedule.compute(6_250) end}, 16) ++
     [
       {"collect", fn -> LongSchedule.collect(100_000) end},
-      {"large", fn -> LongSchedule.large(10) end},
-      {"plain", fn -> LongSchedule.plain(1_000_000_000) end}
+      {"at once", fn -> LongSchedule.collect_at_once(100_000) end},
+      {"large", fn -> LongSchedule.large(10, bytes) end},
+      {"control: plain", fn -> LongSchedule.plain(2_000_000_000) end},
+      {"control: binaries", fn -> LongSchedule.binaries(100_000) end},
+      {"control: at once", fn -> LongSchedule.binaries_at_once(100_000) end}
     ]
 
 started =
   for {kind, fun} <- work do
-    {pid, monitor} = spawn_monitor(fun)
+    timed = fn -> send(parent, {:seconds, kind, elem(:timer.tc(fun), 0) / 1.0e6}) end
+    {pid, monitor} = spawn_monitor(timed)
     {pid, monitor, kind}
   end
 
@@ -75,6 +110,14 @@ for {pid, monitor, _kind} <- started do
   end
 end
 
+seconds =
+  for _ <- work, reduce: %{} do
+    sums ->
+      receive do
+        {:seconds, kind, seconds} -> Map.update(sums, kind, seconds, &(&1 + seconds))
+      end
+  end
+
 :erlang.garbage_collect()
 Nif.flush()
 send(watcher, :report)
@@ -82,16 +125,20 @@ events = receive(do: ({:events, events} -> events))
 :erlang.system_monitor(:undefined)
 kinds = Map.new(started, fn {pid, _monitor, kind} -> {pid, kind} end)
 
-by_kind =
-  events |> Enum.filter(&kinds[elem(&1, 0)]) |> Enum.group_by(&kinds[elem(&1, 0)], &elem(&1, 1))
+by_kind = Enum.group_by(events, &Map.get(kinds, elem(&1, 0), "others"), &elem(&1, 1))
 
-IO.puts("slices of 1 ms or more, and the longest")
+IO.puts("slices of 1 ms or more, how many in a second of the processes' lives, and the longest")
 
-for kind <- ~w(compute collect large plain) do
+for kind <- Enum.uniq(Enum.map(work, &elem(&1, 0))) ++ ["others"] do
   slices = Map.get(by_kind, kind, [])
   longest = slices |> Enum.map(& &1[:timeout]) |> Enum.max(fn -> 0 end)
-  IO.puts("  #{String.pad_trailing(kind, 8)} #{length(slices)}, #{longest} ms")
+  rate = if seconds[kind], do: Float.round(length(slices) / seconds[kind], 2), else: "-"
+  IO.puts("  #{String.pad_trailing(kind, 18)} #{length(slices)}, #{rate}, #{longest} ms")
 
-  for {places, count} <- Enum.frequencies_by(slices, &{&1[:in], &1[:out]}),
-      do: IO.puts("    #{count} x in #{inspect(elem(places, 0))} out #{inspect(elem(places, 1))}")
+  place = fn slice ->
+    if slice[:port_op], do: slice[:port_op], else: {slice[:in], slice[:out]}
+  end
+
+  for {place, count} <- Enum.frequencies_by(slices, place),
+      do: IO.puts("    #{count} x #{inspect(place)}")
 end

@@ -66,7 +66,7 @@ IO.puts("   four processes, four streams, equal to one after the other: #{parall
 IO.puts("\n2. One serving, two partitions, a stream for each")
 
 serving =
-  Nx.Serving.new(&Digits.classifier(weights, &1), compiler: Nx.Defn.Evaluator, max_concurrency: 2)
+  Nx.Serving.new(&Digits.classifier(weights, &1), compiler: Emily.Compiler, max_concurrency: 2)
   |> Emily.Serving.with_streams()
 
 {:ok, _} =
@@ -94,7 +94,7 @@ IO.puts("\n3. Two servings beside each other, both with the weights loaded above
 
 for name <- [Left, Right] do
   serving =
-    Nx.Serving.new(&Digits.classifier(weights, &1), compiler: Nx.Defn.Evaluator)
+    Nx.Serving.new(&Digits.classifier(weights, &1), compiler: Emily.Compiler)
     |> Emily.Serving.with_streams()
 
   {:ok, _} =

@@ -86,6 +86,20 @@ defmodule Emily do
   end
 
   @doc """
+  Has tensors computed and returns once that is scheduled, so that the caller can prepare what comes
+  next meanwhile. Whoever reads one of them waits.
+
+  What can fail while it is computed, such as the inverse of a matrix, is waited for. Emits the span
+  `[:emily, :async_eval]`.
+  """
+  @spec async_eval([tensor]) :: :ok
+  def async_eval(tensors) when is_list(tensors) do
+    Emily.Telemetry.span([:emily, :async_eval], %{}, fn ->
+      {Call.async_eval(Emily.Stream.worker(), tensors), %{}}
+    end)
+  end
+
+  @doc """
   Loads a checkpoint: a `.gguf`, `.safetensors` or `.npy` file.
 
   Returns its tensors and its metadata by name. The tensor of an `.npy` file is called `"array"`. Metadata
@@ -103,4 +117,20 @@ defmodule Emily do
     {tensors, metadata} = Call.load(Emily.Stream.worker(), Path.expand(path))
     %{tensors: Map.new(tensors), metadata: Map.new(metadata)}
   end
+
+  @doc """
+  The Nx tensor of a tensor by reference, which shares its data: needs Nx.
+
+  Booleans, which Nx lacks, become `{:u, 8}`.
+  """
+  @spec to_nx(tensor) :: struct
+  def to_nx(tensor), do: Emily.Backend.from_ref(tensor)
+
+  @doc """
+  The reference of an Nx tensor, which shares its data; tensors of other backends are copied in.
+
+  The integers of 2 and 4 bits have a byte an element there, `f8` and `f8_e4m3fn` two.
+  """
+  @spec from_nx(struct) :: tensor
+  def from_nx(tensor), do: Emily.Backend.to_ref(tensor)
 end

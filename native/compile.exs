@@ -1,8 +1,11 @@
+Code.require_file("artifact.exs", __DIR__)
+
 defmodule Mix.Tasks.Compile.EmilyNif do
   @moduledoc false
   # Builds the NIF with cargo and fills priv/ with it, libmlx and what libmlx loads, in the folders
   # that their relative search paths expect. cargo is started only when a source or the variant of
-  # MLX has changed: even a build with nothing to do costs more than reading the sources.
+  # MLX has changed: even a build with nothing to do costs more than reading the sources. Where the
+  # package names a precompiled artifact that can be had, priv/ is filled from it instead.
 
   use Mix.Task.Compiler
 
@@ -17,12 +20,24 @@ defmodule Mix.Tasks.Compile.EmilyNif do
   def run(args) do
     say_left_out(Mix.Project.config()[:left_out] || [])
     variant = variant()
-    stamp = "#{variant} #{System.get_env("EMILY_CUDA")} #{digest()}"
+    settings = for name <- ~w(EMILY_CUDA EMILY_BUILD), do: System.get_env(name, "")
+    stamp = Enum.join([variant | settings] ++ [digest()], " ")
 
     if "--force" not in args and File.read(@stamp) == {:ok, stamp} and File.exists?(@nif) do
       {:noop, []}
     else
-      build(variant, stamp)
+      version = Mix.Project.config()[:version]
+      # priv/ is of no build until it is full again.
+      File.rm(@stamp)
+
+      case Emily.Artifact.install(@priv, version, variant) do
+        {:ok, files} ->
+          settle(files, nvidia(variant), stamp)
+
+        :none ->
+          build(variant, stamp)
+      end
+
       {:ok, []}
     end
   end
@@ -78,18 +93,18 @@ defmodule Mix.Tasks.Compile.EmilyNif do
     |> Base.encode16()
   end
 
-  # Wheels, the files in them that are needed, and the folder of priv/ for them.
+  # Wheels, the files in them that are needed, and the folder of priv/ for them. MLX compiles kernels that
+  # it fuses, and those for CUDA, against its headers when they are first used.
   defp companions("metal"), do: [{"mlx-metal", ["mlx/lib/*"], "."}]
   defp companions("cpu"), do: [mlx_cpu("."), blas()]
 
-  # CUDA kernels are compiled against MLX's headers when they are first used. Without a GPU that build
-  # of MLX does not load, and the one for the CPU takes its place.
+  # Without a GPU the build of MLX for CUDA does not load, and the one for the CPU takes its place.
   defp companions("cuda" <> version) do
     files = ["mlx/lib/*", "mlx_cuda_*.libs/*", "mlx/include/**"]
     [{"mlx-cuda-#{version}", files, "."}, mlx_cpu(@cpu), blas()]
   end
 
-  defp mlx_cpu(folder), do: {"mlx-cpu", ["mlx/lib/*", "mlx_cpu.libs/*"], folder}
+  defp mlx_cpu(folder), do: {"mlx-cpu", ["mlx/lib/*", "mlx_cpu.libs/*", "mlx/include/**"], folder}
   defp blas, do: {"scipy-openblas32", ["scipy_openblas32/lib/*.so"], "."}
 
   # The libraries that cargo builds, and where they go. Both builds of MLX have the same symbols, so
@@ -112,8 +127,6 @@ defmodule Mix.Tasks.Compile.EmilyNif do
     nvidia = nvidia(variant)
     built = cargo_build(for {name, _} <- libraries(variant), do: name)
 
-    File.rm(@stamp)
-
     companions =
       for {wheel, patterns, folder} <- wheels,
           pattern <- patterns,
@@ -126,7 +139,11 @@ defmodule Mix.Tasks.Compile.EmilyNif do
 
     files = for {from, to} <- libraries ++ companions, do: {from, Path.relative_to_cwd(to)}
     for {from, to} <- files, do: copy(from, to)
-    remove_others(for {_from, to} <- files, do: to)
+    settle(for({_from, to} <- files, do: to), nvidia, stamp)
+  end
+
+  defp settle(files, nvidia, stamp) do
+    remove_others(files)
     link_nvidia(nvidia)
     File.write!(@stamp, stamp)
     # Mix has linked priv/ into the build before this compiler ran, if it was there.

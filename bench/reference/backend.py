@@ -3,7 +3,8 @@
     backend.py small   prints a JSON object: for each op on small tensors the microseconds to build it,
                        and to build and evaluate it
     backend.py large CACHE   answers every line, the name of a case below, with the milliseconds that
-                       one evaluation of it took; CACHE is the limit of MLX's cache in bytes
+                       one evaluation of it took; CACHE is the limit of MLX's cache in bytes,
+                       or default
 """
 
 import json
@@ -73,7 +74,8 @@ def cases():
 
 
 def large(cache_limit):
-    mx.set_cache_limit(cache_limit)
+    if cache_limit != "default":
+        mx.set_cache_limit(int(cache_limit))
     known = cases()
     mx.clear_cache()
     for line in sys.stdin:
@@ -87,6 +89,6 @@ if __name__ == "__main__":
     if sys.argv[1:] == ["small"]:
         print(json.dumps(small()))
     elif len(sys.argv) == 3 and sys.argv[1] == "large":
-        large(int(sys.argv[2]))
+        large(sys.argv[2])
     else:
         sys.exit(__doc__)

@@ -13,7 +13,12 @@ defmodule Emily.Application do
   @impl true
   def stop(_state), do: Emily.Stream.Default.forget()
 
-  defp children, do: [Emily.Stream.Default]
+  # Without Nx there is no compiler.
+  defp children do
+    for module <- [Emily.Stream.Default, Emily.Compiler.Cache],
+        Code.ensure_loaded?(module),
+        do: module
+  end
 
   defp await_timeout do
     case Application.get_env(:emily, :await_timeout, :infinity) do

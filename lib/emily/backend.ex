@@ -32,7 +32,7 @@ defmodule Emily.Backend do
   | `fft` and its relatives | in single precision; `f64` would give `c128` and raises |
   | `qr`, `svd` | LAPACK's signs |
   | `eigh` | Nx's order, and vectors whose first component is positive |
-  | singular matrices | raise when the result is computed |
+  | `solve` of a singular matrix | raises when the result is computed; `invert` gives NaN, and so does `cholesky` of a matrix that is not positive definite |
   | `exp`, `sin`, `cos`, `erf` of `f64` | composed, since MLX has them in single precision; within a few units in the last place |
 
   ## Memory
@@ -44,11 +44,25 @@ defmodule Emily.Backend do
   `Nx.multiply/2`, `Nx.max/2`, `Nx.min/2` and, for `reduce`, `Nx.logical_and/2` and `Nx.logical_or/2`.
   Other functions run on `Nx.BinaryBackend` (see `Emily.Telemetry`).
 
+  ## Pointers
+
+  `Nx.to_pointer/2` computes the tensor and gives the address of its elements, row-major in the host's byte
+  order, and their size. The memory is the tensor's own, or a copy's where the elements do not lie in
+  order (a transposed tensor, say). It stays, and holds these elements, while the `:handle` of the pointer is
+  in use: an opaque binary, which may be kept and sent within the VM, but whose copy (`:binary.copy/1`,
+  `:erlang.term_to_binary/1`) keeps nothing; `Nx.backend_deallocate/1` does not end it. The address alone keeps nothing. It
+  may be read by other code of this operating system process, and not written, for tensors share memory.
+  `Nx.from_pointer/5` copies what is at the address, whoever owns it; it raises for an address that is nil, null or
+  in no memory of this process, and for a `:data_size` that is not the shape's (nil is none). Both raise for other
+  modes and kinds than `:local`, for the types that are kept in wider ones, and `Nx.to_pointer/2` for
+  tensors on a GPU.
+
   ## Debugging
 
   `config :emily, debug_bounds_check: true` makes indices out of range raise, which otherwise are
-  clamped in reads and dropped in writes. `config :emily, debug_detect_nan_inf: true` makes `Nx.dot/2` and
-  `Nx.conv/3` raise for a NaN or an infinity in their result. Both are read when Emily is compiled and
+  clamped in reads and dropped in writes. `config :emily, debug_detect_nan_inf: true` makes `Nx.dot/2`,
+  `Nx.conv/3`, and the norms and the attention of `Emily.Fast` raise for a NaN or an infinity in their
+  result. Both are read when Emily is compiled and
   cost a synchronisation per operation.
   """
 
@@ -60,7 +74,7 @@ defmodule Emily.Backend do
   alias Emily.Emitter.Eager
   alias Emily.{Lowering, Native, Telemetry}
   alias Emily.Lowering.{Narrow, Shape, Type}
-  alias Emily.Native.Call
+  alias Emily.Native.{Call, Nif}
   alias Nx.Tensor, as: T
 
   @enforce_keys [:ref]
@@ -82,7 +96,8 @@ defmodule Emily.Backend do
     opts
   end
 
-  defp on_device(opts), do: Eager.for_device(Keyword.get(opts, :device, :gpu))
+  defp on_device(opts), do: Eager.for_device(device(opts))
+  defp device(opts), do: Keyword.get(opts, :device, :gpu)
 
   # What a lowering returned, as the tensor of its template.
   defp finish(e, %T{type: type} = out, ref) when is_narrow(type),
@@ -118,6 +133,40 @@ defmodule Emily.Backend do
 
   defp bytes(binary) when is_binary(binary), do: binary
   defp bytes(iodata), do: :erlang.list_to_bitstring(List.wrap(iodata))
+
+  ## References
+
+  @doc """
+  The Nx tensor of a reference, such as one of `Emily.load/1` or `Emily.Native`. Copies nothing.
+
+  Booleans, which Nx lacks, become `{:u, 8}`.
+  """
+  @spec from_ref(Emily.tensor()) :: Nx.Tensor.t()
+  def from_ref(ref) when is_reference(ref) do
+    type = Emily.dtype(ref)
+    out = ref |> Emily.shape() |> List.to_tuple() |> Nx.template(nx_type(type))
+    tensor = wrap(out, ref)
+
+    if type == nx_type(type) do
+      tensor
+    else
+      e = Eager.for_tensors([tensor])
+      wrap(out, Type.astype(e, ref, nx_type(type)))
+    end
+  end
+
+  defp nx_type({:pred, 1}), do: {:u, 8}
+  defp nx_type(type), do: type
+
+  @doc """
+  The reference of a tensor, copied in from other backends. The integers of 2 and 4 bits have a byte an
+  element there, `f8` and `f8_e4m3fn` two.
+  """
+  @spec to_ref(Nx.Tensor.t()) :: Emily.tensor()
+  def to_ref(%T{vectorized_axes: []} = tensor),
+    do: Emitter.input(Eager.for_tensors([tensor]), tensor)
+
+  def to_ref(%T{} = tensor), do: tensor |> Nx.devectorize() |> to_ref()
 
   ## Transfer
 
@@ -158,8 +207,8 @@ defmodule Emily.Backend do
   def backend_copy(tensor, Nx.Tensor, _opts), do: tensor
 
   # The copy shares the data, and has a life of its own.
-  def backend_copy(tensor, __MODULE__, _opts) do
-    e = Eager.for_tensors([tensor])
+  def backend_copy(tensor, __MODULE__, opts) do
+    e = Eager.on_device(device(opts))
     wrap(tensor, Emitter.emit(e, :stop_gradient, [Emitter.input(e, tensor)]))
   end
 
@@ -168,10 +217,15 @@ defmodule Emily.Backend do
   end
 
   @impl true
-  def backend_transfer(tensor, backend, _opts) when backend in [Nx.Tensor, __MODULE__],
-    do: tensor
+  def backend_transfer(tensor, Nx.Tensor, _opts), do: tensor
 
-  def backend_transfer(tensor, backend, opts) do
+  def backend_transfer(%T{data: %__MODULE__{ref: ref}} = tensor, __MODULE__, opts) do
+    if Eager.on_device?(ref, device(opts)), do: tensor, else: move(tensor, __MODULE__, opts)
+  end
+
+  def backend_transfer(tensor, backend, opts), do: move(tensor, backend, opts)
+
+  defp move(tensor, backend, opts) do
     copy = backend_copy(tensor, backend, opts)
     backend_deallocate(tensor)
     copy
@@ -213,15 +267,67 @@ defmodule Emily.Backend do
     Nx.Backend.inspect(tensor, binary, opts)
   end
 
+  ## Pointers
+
   @impl true
-  def from_pointer(_pointer, _type, _shape, _backend_opts, _opts) do
-    raise ArgumentError, "Emily.Backend does not implement pointer access: from_pointer/5"
+  def to_pointer(%T{type: type} = tensor, opts) do
+    local!("to_pointer", opts[:mode] || :local)
+    Keyword.validate!(opts, [:mode])
+    as_stored!("to_pointer", type)
+    e = Eager.for_tensors([tensor])
+    ref = Emitter.input(e, tensor)
+
+    if Call.now(Nif.device(ref)) == :gpu do
+      raise ArgumentError,
+            "to_pointer: expected a tensor on the CPU, got one on the GPU: copy it with " <>
+              "Nx.backend_copy(tensor, {Emily.Backend, device: :cpu}) first"
+    end
+
+    {address, size, keeper} = Call.pointer(e.worker, ref)
+    %Nx.Pointer{kind: :local, address: address, data_size: size, handle: keeper}
   end
 
   @impl true
-  def to_pointer(_tensor, _opts) do
-    raise ArgumentError, "Emily.Backend does not implement pointer access: to_pointer/2"
+  def from_pointer(%Nx.Pointer{} = pointer, type, shape, backend_opts, opts) do
+    local!("from_pointer", pointer.kind)
+    opts = Keyword.validate!(opts, [:names])
+    as_stored!("from_pointer", type)
+    e = on_device(init(backend_opts))
+    Type.check!(e, type)
+    {_, bits} = type
+    size = div(Tuple.product(shape) * bits, 8)
+
+    if pointer.data_size not in [nil, size] do
+      raise ArgumentError,
+            "from_pointer: expected a data_size of #{size} bytes for shape #{inspect(shape)} of " <>
+              "#{Nx.Type.to_string(type)}, got: #{inspect(pointer.data_size)}"
+    end
+
+    sizes = Tuple.to_list(shape)
+    ref = Nif.from_pointer(pointer.address, size, sizes, type, Emitter.device(e))
+    wrap(Nx.template(shape, type, opts), Call.now(ref))
   end
+
+  def from_pointer(other, _type, _shape, _backend_opts, _opts) do
+    raise ArgumentError, "from_pointer: expected an Nx.Pointer, got: #{inspect(other)}"
+  end
+
+  defp local!(_function, :local), do: :ok
+
+  defp local!(function, other) do
+    raise ArgumentError,
+          "#{function}: expected the mode :local, the only one that Emily.Backend offers, " <>
+            "got: #{inspect(other)}"
+  end
+
+  # The bytes of the others are not Nx's.
+  defp as_stored!(function, type) when is_narrow(type) do
+    raise ArgumentError,
+          "#{function}: expected a type whose elements are in memory as Nx has them, got " <>
+            "#{Nx.Type.to_string(type)}, which MLX keeps in a wider type"
+  end
+
+  defp as_stored!(_function, _type), do: :ok
 
   ## Operations of one tensor
 
@@ -379,7 +485,7 @@ defmodule Emily.Backend do
     case Lowering.block(e, struct, out, args) do
       :default -> apply(fun, [struct | args])
       refs when is_tuple(refs) -> finish_each(e, out, refs)
-      ref -> finish(e, out, ref)
+      ref -> finish(e, out, finite_block!(struct, ref, e))
     end
   end
 
@@ -395,8 +501,23 @@ defmodule Emily.Backend do
       Emily.Backend.Checks.check_nan_inf!(op, ref, e.worker)
       ref
     end
+
+    @checked_blocks %{
+      Emily.Fast.Block.RMSNorm => :rms_norm,
+      Emily.Fast.Block.LayerNorm => :layer_norm,
+      Emily.Fast.Block.SDPA => :scaled_dot_product_attention,
+      Emily.Fast.Block.SDPAWithSinks => :scaled_dot_product_attention,
+      Emily.Fast.Block.SDPAWithMask => :scaled_dot_product_attention,
+      Emily.Fast.Block.SDPAWithMaskAndSinks => :scaled_dot_product_attention
+    }
+
+    defp finite_block!(%module{}, ref, e) when is_map_key(@checked_blocks, module),
+      do: finite!(@checked_blocks[module], ref, e)
+
+    defp finite_block!(_struct, ref, _e), do: ref
   else
     defp finite!(_op, ref, _e), do: ref
+    defp finite_block!(_struct, ref, _e), do: ref
   end
 
   if @bounds_check do

@@ -3,8 +3,10 @@ defmodule Emily.Memory do
   The memory that MLX holds for this VM, which the BEAM does not see.
 
   MLX keeps freed buffers in a cache for reuse. The cache is bounded from the start, by
-  `config :emily, cache_limit: bytes`; without it by 32 MiB on a CPU (MLX's own bound) and by an eighth of the
-  memory limit on a GPU, where MLX's own bound is all of it.
+  `config :emily, cache_limit: bytes`. Without it the bound is an eighth of the memory limit on a GPU, where
+  MLX's own is all of it, and a sixteenth, but no more than 1 GiB, on a CPU. There MLX's own is 32 MiB, and what does
+  not fit costs a page fault for every 4 KiB of every large result. A container whose memory is less than
+  the host's may want less.
 
   A process that drops tensors drops a few words of its own heap, so that its garbage collector sees no
   reason to run while MLX's memory fills. Where more than `config :emily, collect_above: bytes` (default: an
@@ -73,8 +75,9 @@ defmodule Emily.Memory do
 
     memory = Call.now(Nif.memory_limit())
 
-    if :gpu in Nif.devices() and is_nil(Application.get_env(:emily, :cache_limit)) do
-      set_limit(:cache, div(memory, 8))
+    if is_nil(Application.get_env(:emily, :cache_limit)) do
+      on_cpu = min(div(memory, 16), 1024 * 1024 * 1024)
+      set_limit(:cache, if(:gpu in Nif.devices(), do: div(memory, 8), else: on_cpu))
     end
 
     collect_above = Application.get_env(:emily, :collect_above, div(memory, 8))

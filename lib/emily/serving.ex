@@ -3,10 +3,13 @@ defmodule Emily.Serving do
   Gives an `Nx.Serving` streams of its own, one for each partition.
 
       serving =
-        Nx.Serving.new(fn options ->
-          predict = Nx.Defn.jit(&MyModel.predict/2, options)
-          fn batch -> predict.(batch, weights) end
-        end)
+        Nx.Serving.new(
+          fn options ->
+            predict = Nx.Defn.jit(&MyModel.predict/2, options)
+            fn batch -> predict.(batch, weights) end
+          end,
+          compiler: Emily.Compiler
+        )
         |> Emily.Serving.with_streams()
 
       children = [{Nx.Serving, serving: serving, name: MyServing, batch_size: 8}]
@@ -23,9 +26,9 @@ defmodule Emily.Serving do
 
   One model and a pool of streams: weights are read by all streams, so one copy serves them all. With
   `partitions: true` in the child specification a serving has as many partitions as its compiler says,
-  which for `Nx.Defn.Evaluator` is `:max_concurrency`:
+  which for `Emily.Compiler` and `Nx.Defn.Evaluator` is `:max_concurrency`:
 
-      Nx.Serving.new(&build/1, compiler: Nx.Defn.Evaluator, max_concurrency: 4)
+      Nx.Serving.new(&build/1, compiler: Emily.Compiler, max_concurrency: 4)
       |> Emily.Serving.with_streams()
 
   Several servings: each with `with_streams/2` computes beside the others. They share weights that were

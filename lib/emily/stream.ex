@@ -170,6 +170,20 @@ defmodule Emily.Stream do
   end
 
   @doc false
+  # The worker on just this device: the process's own if it is, or the default one.
+  @spec worker_on(device) :: reference
+  def worker_on(device) do
+    own = Process.get(:emily_worker)
+    default = fn -> Default.worker(device) end
+
+    cond do
+      own == nil -> default.()
+      match?([_], devices()) or device(own) == device(default.()) -> own
+      true -> default.()
+    end
+  end
+
+  @doc false
   # What a worker really computes on, whatever was asked for.
   @spec device(reference) :: device
   def device(worker) do

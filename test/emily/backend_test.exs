@@ -155,13 +155,26 @@ defmodule Emily.BackendTest do
       assert Nx.to_flat_list(Nx.multiply(b, binary([2, 3]))) == [20.0, 60.0]
     end
 
-    test "pointers are refused" do
-      assert_raise ArgumentError, ~r/does not implement pointer/, fn ->
-        Nx.to_pointer(Nx.tensor([1]))
+    test "puts a tensor on the device that is named" do
+      for from <- [:cpu, :gpu], to <- Emily.Stream.devices() do
+        tensor = Nx.add(Nx.tensor([1, 2], backend: {Emily.Backend, device: from}), 1)
+        copy = Nx.backend_copy(tensor, {Emily.Backend, device: to})
+        assert Emily.Native.Nif.device(copy.data.ref) == to
+        assert Nx.to_flat_list(tensor) == [2, 3]
+        moved = Nx.backend_transfer(tensor, {Emily.Backend, device: to})
+        assert Emily.Native.Nif.device(moved.data.ref) == to
+        assert {Nx.to_flat_list(copy), Nx.to_flat_list(moved)} == {[2, 3], [2, 3]}
       end
+    end
 
-      assert_raise ArgumentError, ~r/does not implement pointer/, fn ->
-        Nx.from_pointer(Emily.Backend, %Nx.Pointer{kind: :local, address: 1}, {:u, 8}, {1})
+    test "a stream of the process gives way to the device that is named" do
+      tensor = Nx.tensor([1, 2], backend: {Emily.Backend, device: :cpu})
+
+      for own <- Emily.Stream.devices(), to <- Emily.Stream.devices() do
+        Emily.Stream.with_stream(Emily.Stream.new(own), fn ->
+          copy = Nx.backend_copy(tensor, {Emily.Backend, device: to})
+          assert Emily.Native.Nif.device(copy.data.ref) == to
+        end)
       end
     end
   end
@@ -407,42 +420,6 @@ defmodule Emily.BackendTest do
 
       assert_raise ArgumentError, ~r/unsupported dtype for a bitcast/, fn ->
         Nx.bitcast(half, :u8)
-      end
-    end
-  end
-
-  describe "debug checks" do
-    alias Emily.Backend.Checks
-
-    test "are absent unless asked for" do
-      path = :code.which(Emily.Backend)
-      {:ok, {_, [imports: imports]}} = :beam_lib.chunks(path, [:imports])
-      refute Enum.any?(imports, fn {module, _, _} -> module == Checks end)
-    end
-
-    test "name the index and the axis" do
-      worker = Emily.Stream.worker()
-      ref = fn list -> Nx.tensor(list).data.ref end
-      assert Checks.check_bounds!(:take, {3, 4}, [ref.([0, 3])], [1], worker) == :ok
-
-      assert_raise ArgumentError, "take: index 4 on axis 1 out of range (dim=4)", fn ->
-        Checks.check_bounds!(:take, {3, 4}, [ref.([0, 4])], [1], worker)
-      end
-
-      assert_raise ArgumentError, "gather: index -1 on axis 0 is negative", fn ->
-        Checks.check_bounds!(:gather, {3}, [ref.([-1, 2])], [0], worker)
-      end
-    end
-
-    test "find a NaN, also in complex numbers" do
-      worker = Emily.Stream.worker()
-      assert Checks.check_nan_inf!(:dot, Nx.tensor([1.0]).data.ref, worker) == :ok
-      assert Checks.check_nan_inf!(:dot, Nx.tensor([1]).data.ref, worker) == :ok
-
-      for bad <- [[:nan, 1.0], [:infinity], [Complex.new(0, :nan)]] do
-        assert_raise ArgumentError, "dot: produced NaN or Inf", fn ->
-          Checks.check_nan_inf!(:dot, Nx.tensor(bad).data.ref, worker)
-        end
       end
     end
   end

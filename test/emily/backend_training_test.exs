@@ -1,5 +1,6 @@
 defmodule Emily.BackendTrainingTest do
-  # Small models trained through Nx.Defn.Evaluator: the losses follow Nx.BinaryBackend's.
+  # Small models trained through Nx.Defn.Evaluator and through Emily.Compiler: the losses follow
+  # Nx.BinaryBackend's, and those of the compiler are the same bits.
   use ExUnit.Case, async: true
 
   @steps 6
@@ -14,12 +15,19 @@ defmodule Emily.BackendTrainingTest do
     |> Nx.multiply(0.4)
   end
 
-  defp losses(backend, params, inputs, loss) do
+  @compiled [compiler: Emily.Compiler, native_fallback: :raise]
+
+  defp losses(backend, params, inputs, loss, opts \\ []) do
     Nx.with_default_backend(backend, fn ->
       copy = &Nx.backend_copy(&1, backend)
       inputs = inputs |> Enum.map(copy) |> List.to_tuple()
       params = params |> Tuple.to_list() |> Enum.map(copy) |> List.to_tuple()
-      step = Nx.Defn.jit(fn p, i -> Nx.Defn.value_and_grad(p, &loss.(&1, Tuple.to_list(i))) end)
+
+      step =
+        Nx.Defn.jit(
+          fn p, i -> Nx.Defn.value_and_grad(p, &loss.(&1, Tuple.to_list(i))) end,
+          opts
+        )
 
       {losses, _} =
         Enum.map_reduce(1..@steps, params, fn _, params ->
@@ -42,6 +50,7 @@ defmodule Emily.BackendTrainingTest do
     found = losses(Emily.Backend, params, inputs, loss)
 
     for {a, b} <- Enum.zip(found, expected), do: assert_in_delta(a, b, 1.0e-4)
+    assert losses(Emily.Backend, params, inputs, loss, @compiled) == found
     assert List.last(found) < hd(found)
 
     # The same bits on two streams at once.

@@ -68,7 +68,24 @@ defmodule Emily.ExitTest do
   for _ <- 1..5, do: job.(fn -> Emily.eval(Native.zeros(w, [3], {:f, 32})) end)
   """
 
-  @states [running: @running, building: @building, held: @held]
+  # Streams compute what nobody waits for.
+  @scheduled """
+  alias Emily.Native
+  one = Emily.from_binary(<<1.0e-3::float-32-native>>, [], {:f, 32})
+
+  kept =
+    for _ <- 1..4 do
+      %{worker: w} = Emily.Stream.new(:cpu)
+      a = Native.full(w, [1024, 1024], one, {:f, 32})
+      lazy = Enum.reduce(1..20, a, fn _, x -> Native.matmul(w, x, a) end)
+      :ok = Native.Call.async_eval(w, [lazy])
+      lazy
+    end
+
+  :persistent_term.put(:kept, kept)
+  """
+
+  @states [running: @running, building: @building, held: @held, scheduled: @scheduled]
 
   @exits [
     {"System.halt(7)", "System.halt(7)", 7},

@@ -111,7 +111,7 @@ defmodule Emily.MemoryTest do
   test "the cache is bounded from the start, and by what one sets" do
     limit = Memory.set_limit(:cache, 2 * @megabyte)
     on_exit(fn -> Memory.set_limit(:cache, limit) end)
-    assert limit < 64 * @megabyte or :gpu in Stream.devices()
+    assert limit <= 1100 * @megabyte or :gpu in Stream.devices()
 
     for _ <- 1..20, do: Native.deallocate(bytes(@megabyte))
     settle()

@@ -149,6 +149,8 @@ defmodule Emily.NativeTest do
     assert_tensor(w, N.full(w, [2], i([7], []), @f32), @f32, [2], [7.0, 7.0])
     assert_tensor(w, N.arange(w, 1.0, 2.0, 0.25, @f32), @f32, [4], [1.0, 1.25, 1.5, 1.75])
     assert_tensor(w, N.arange(w, 3.0, 0.0, -1.0, @s32), @s32, [3], [3, 2, 1])
+    # Whole numbers are taken where floats are documented.
+    assert_tensor(w, N.arange(w, 3, 0, -1, @s32), @s32, [3], [3, 2, 1])
     assert_tensor(w, N.eye(w, 2, 3, 1, @s32), @s32, [2, 3], [0, 1, 0, 0, 0, 1])
     assert_tensor(w, N.astype(w, f([1.9, -1.9]), @s32), @s32, [2], [1, -1])
     assert_tensor(w, N.astype(w, i([0, 2]), @pred), @pred, [2], [0, 1])

@@ -132,6 +132,50 @@ defmodule Emily.ServingTest do
     assert Memory.stats().peak < active + div(@weight_bytes, 2)
   end
 
+  @tag :tmp_dir
+  test "partitions of the compiler have streams of their own", %{
+    weights: weights,
+    tmp_dir: folder
+  } do
+    test = self()
+
+    serving =
+      Nx.Serving.new(
+        fn options ->
+          send(test, {:stream, options[:stream]})
+          predict = Nx.Defn.jit(&Nx.dot/2, options)
+          fn batch -> predict.(batch, weights) end
+        end,
+        compiler: Emily.Compiler,
+        native_fallback: :raise,
+        max_concurrency: 2
+      )
+
+    start(:compiled, serving, partitions: true)
+    [first, second] = for _ <- 1..2, do: receive_stream()
+    assert first != second
+    Memory.reset_peak()
+    active = Memory.stats().active
+
+    for held <- [first, second] do
+      gate = Gate.hold(held.worker, folder)
+      tasks = for _ <- 1..2, do: run(:compiled)
+      {:ok, free_task, ones} = first_of(tasks)
+      assert_ones(ones)
+      [held_task] = tasks -- [free_task]
+      assert Task.yield(held_task, 0) == nil
+      Gate.open(gate)
+      assert_ones(Task.await(held_task, 60_000))
+    end
+
+    assert Memory.stats().peak < active + div(@weight_bytes, 2)
+  end
+
+  defp receive_stream do
+    assert_receive {:stream, %Stream{} = stream}, 60_000
+    stream
+  end
+
   defp first_of(tasks) do
     refs = for task <- tasks, do: task.ref
 

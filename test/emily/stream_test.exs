@@ -100,6 +100,16 @@ defmodule Emily.StreamTest do
       assert %{open: true} = Stream.info(eventually(fn -> new_or_nil() end))
     end
 
+    test "collects the streams that the process has dropped before it refuses one" do
+      # A heap so large that nothing is collected meanwhile.
+      fun = fn -> for(_ <- 1..600, do: Stream.info(Stream.new(:cpu)).open) |> Enum.all?() end
+      parent = self()
+      run = fn -> send(parent, {:all_open, fun.()}) end
+      {pid, monitor} = Process.spawn(run, [:monitor, min_heap_size: 4_000_000])
+      assert_receive {:DOWN, ^monitor, :process, ^pid, :normal}, 60_000
+      assert_received {:all_open, true}
+    end
+
     defp make_streams(streams) do
       case new_or_nil() do
         nil -> streams

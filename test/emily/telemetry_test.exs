@@ -151,4 +151,56 @@ defmodule Emily.TelemetryTest do
       end
     end
   end
+
+  describe "metrics" do
+    @compile {:no_warn_undefined, Elixir.Telemetry.Metrics}
+    @installed Code.ensure_loaded?(Elixir.Telemetry.Metrics)
+
+    if @installed do
+      test "are of events that are there, with measurements that they have" do
+        metrics = Telemetry.metrics()
+        assert length(metrics) == 11
+
+        # The measurements of the events that Emily.Telemetry documents.
+        measured = %{
+          [:emily, :eval, :stop] => %{duration: 1},
+          [:emily, :async_eval, :stop] => %{duration: 1},
+          [:emily, :to_binary, :stop] => %{duration: 1},
+          [:emily, :fallback, :stop] => %{duration: 1},
+          [:emily, :block, :fallback] => %{},
+          [:emily, :compiler, :compile, :stop] => %{duration: 1},
+          [:emily, :compiler, :fallback] => %{count: 1},
+          [:emily, :memory, :stats] => %{active: 1_000_000, peak: 2_000_000, cache: 3_000_000}
+        }
+
+        for %module{event_name: event, measurement: measurement} = metric <- metrics do
+          measurements = Map.fetch!(measured, event)
+
+          cond do
+            module == Elixir.Telemetry.Metrics.Counter ->
+              :ok
+
+            is_function(measurement, 2) ->
+              assert is_number(measurement.(measurements, %{byte_size: 7}))
+
+            is_function(measurement, 1) ->
+              assert is_number(measurement.(measurements))
+
+            true ->
+              assert is_map_key(measurements, measurement)
+          end
+
+          assert metric.description
+        end
+
+        # In megabytes, as last seen.
+        [active] = for %{name: [:emily, :memory, :stats, :active]} = m <- metrics, do: m
+        assert active.measurement.(measured[[:emily, :memory, :stats]]) == 1.0
+      end
+    else
+      test "need their package" do
+        assert_raise RuntimeError, ~r/needs the package telemetry_metrics/, &Telemetry.metrics/0
+      end
+    end
+  end
 end

@@ -9,7 +9,11 @@ defmodule Emily.NxTensors do
 
   import ExUnit.Assertions
 
-  @doc "Asserts that both backends give the same. Options: `:tolerance`, relative and absolute."
+  @doc """
+  Asserts that both backends give the same, and the compiler the bits of the backend.
+
+  Options: `:tolerance`, relative and absolute; `compile: false` for functions that a defn cannot have.
+  """
   def assert_like_binary_backend(inputs, fun, opts \\ []) do
     inputs = List.wrap(inputs)
     expected = Nx.with_default_backend(Nx.BinaryBackend, fn -> apply(fun, inputs) end)
@@ -18,6 +22,51 @@ defmodule Emily.NxTensors do
       Nx.with_default_backend(Emily.Backend, fn -> apply(fun, Enum.map(inputs, &to_emily/1)) end)
 
     assert_same(actual, expected, opts)
+    if Keyword.get(opts, :compile, true), do: assert_compiles_alike(inputs, fun)
+  end
+
+  @doc "Asserts that the compiler, which may not fall back, gives the bits of the backend."
+  def assert_compiles_alike(inputs, fun) do
+    inputs = Enum.map(inputs, &to_emily/1)
+    # One argument, since a list would be taken for options.
+    arguments = List.to_tuple(Enum.map(inputs, &tuples/1))
+    fun = fn arguments -> apply(fun, arguments |> Tuple.to_list() |> Enum.map(&lists/1)) end
+    eager = Nx.with_default_backend(Emily.Backend, fn -> fun.(arguments) end)
+    compiled = Nx.Defn.jit(fun, compiler: Emily.Compiler, native_fallback: :raise).(arguments)
+    assert_equal(compiled, eager)
+  end
+
+  # Lists of tensors are no containers.
+  defp tuples(list) when is_list(list), do: %{0 => List.to_tuple(list)}
+  defp tuples(other), do: other
+
+  defp lists(%{0 => tuple} = map) when map_size(map) == 1, do: Tuple.to_list(tuple)
+  defp lists(other), do: other
+
+  defp assert_equal(compiled, eager) do
+    pairs =
+      Enum.zip(
+        Nx.Defn.Composite.flatten_list([compiled]),
+        Nx.Defn.Composite.flatten_list([eager])
+      )
+
+    assert Nx.compatible?(compiled, eager)
+
+    for {compiled, eager} <- pairs do
+      assert %Emily.Backend{ref: ref} = compiled.data
+      assert Emily.shape(ref) == Tuple.to_list(Nx.devectorize(compiled).shape)
+      assert Emily.dtype(ref) == Emily.Lowering.Narrow.storage(compiled.type)
+
+      if Nx.to_binary(compiled) != Nx.to_binary(eager) do
+        flunk("""
+        the lanes differ
+        compiled: #{inspect(compiled, limit: :infinity)}
+        eager:    #{inspect(eager, limit: :infinity)}
+        """)
+      end
+    end
+
+    :ok
   end
 
   @doc "The same tensors on Emily."

@@ -24,16 +24,25 @@ defmodule Emily.Emitter.Eager do
   @doc "The emitter that makes tensors on a device."
   def for_device(device), do: %__MODULE__{worker: Emily.Stream.worker(device)}
 
+  @doc "The emitter whose results are on a device, whatever the process's own stream computes on."
+  def on_device(device), do: %__MODULE__{worker: Emily.Stream.worker_on(device)}
+
+  @doc "Whether a tensor is where `on_device/1` would put it."
+  def on_device?(ref, device) do
+    one_device?() or
+      Call.now(Nif.device(ref)) == Emily.Stream.device(Emily.Stream.worker_on(device))
+  end
+
   # The backend's struct is matched as a map here and below: its module needs this one to compile.
   defp device_of(tensors) do
-    if one_device?(), do: :gpu, else: first_device(tensors)
+    if one_device?(), do: :preferred, else: first_device(tensors)
   end
 
   defp first_device([%T{data: %{__struct__: Emily.Backend, ref: ref}} | _]),
     do: Call.now(Nif.device(ref))
 
   defp first_device([_ | rest]), do: first_device(rest)
-  defp first_device([]), do: :gpu
+  defp first_device([]), do: :preferred
 
   defp one_device? do
     case :persistent_term.get({__MODULE__, :one_device}, nil) do

@@ -17,6 +17,7 @@ defmodule Emily.Lowering.Index do
   def slice(e, _out, %{shape: shape} = tensor, starts, lengths, strides) do
     sizes = Tuple.to_list(shape)
     handle = Emitter.input(e, tensor)
+    starts = settled(starts, Enum.zip_with(sizes, lengths, &(&1 - &2)))
 
     if Enum.all?(starts, &is_integer/1) do
       ranges = Enum.zip_with([sizes, starts, lengths, strides], &range/1)
@@ -61,28 +62,35 @@ defmodule Emily.Lowering.Index do
     {start, start + length, stride}
   end
 
+  defp clamp(%T{} = start, _last), do: start
   defp clamp(start, last), do: start |> max(0) |> min(last)
 
   def put_slice(e, %{type: type} = out, tensor, starts, slice) do
     target = operand(e, tensor, type)
     update = operand(e, slice, type)
     lasts = Enum.zip_with(Tuple.to_list(out.shape), Tuple.to_list(slice.shape), &(&1 - &2))
+    starts = starts |> settled(lasts) |> Enum.zip_with(lasts, &clamp/2)
 
     if Enum.all?(starts, &is_integer/1) do
-      starts = Enum.zip_with(starts, lasts, &clamp/2)
       ones = Enum.map(starts, fn _ -> 1 end)
       emit(e, {:slice_update, %{starts: starts, strides: ones}}, [target, update])
     else
-      # All axes go through the op, since it writes a slice that is as large as the tensor elsewhere.
-      starts =
-        Enum.zip_with(starts, lasts, fn start, last ->
-          if is_integer(start), do: clamp(start, last), else: start
-        end)
+      # Along the axes that the op does not get it writes a slice as large as the tensor.
+      {axes, starts} =
+        Enum.unzip(
+          for {start, last, axis} <- Enum.zip([starts, lasts, 0..(length(starts) - 1)]),
+              last > 0 do
+            {axis, start}
+          end
+        )
 
-      all = Enum.to_list(0..(length(starts) - 1)//1)
-      emit(e, {:slice_update_dynamic, %{axes: all}}, [target, update, vector(e, starts)])
+      emit(e, {:slice_update_dynamic, %{axes: axes}}, [target, update, vector(e, starts)])
     end
   end
+
+  # Where there is no room to move a part, it begins at 0 whatever its start is. Inside `defn` that is a
+  # tensor even where it was written as a number.
+  defp settled(starts, lasts), do: Enum.zip_with(starts, lasts, &if(&2 == 0, do: 0, else: &1))
 
   defp dynamic_starts(e, starts) do
     {axes, tensors} =

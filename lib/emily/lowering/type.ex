@@ -100,62 +100,36 @@ defmodule Emily.Lowering.Type do
   defp convert(e, handle, from, to) when is_half(from) and is_integer_type(to),
     do: convert(e, astype(e, handle, {:f, 32}), {:f, 32}, to)
 
-  defp convert(e, handle, {:f, _} = from, {_, 64} = to) when is_integer_type(to),
-    do: saturate(e, handle, from, to)
+  # MLX's cast as Emily's core has it saturates and makes 0 of NaN, which is Nx's result. Finite
+  # numbers beyond a smaller or an unsigned type wrap, as far as s32 and s64 hold them.
+  defp convert(e, handle, {:f, _}, {:s, bits} = to) when bits in [32, 64],
+    do: astype(e, handle, to)
 
-  # C++ leaves the cast of a NaN and of a float beyond the integer's range undefined. What processors
-  # do with them is either Nx's result or the least number, whose low bits are zero: in types of
-  # fewer bits only infinities are left to mend, and so much that is finite wraps.
-  defp convert(e, handle, {:f, _} = from, {:s, 32} = to) do
-    value = astype(e, handle, to)
-    above = emit(e, :greater_equal, [handle, scalar(e, 2_147_483_648.0, from)])
-    value = emit(e, :where, [above, limit(e, :max, to), value])
-    emit(e, :where, [emit(e, :isnan, [handle]), scalar(e, 0, to), value])
+  # The limits of s32 and s64 end in the bits of an unsigned type's limits.
+  defp convert(e, handle, {:f, _}, {:u, 32} = to), do: through(e, handle, {:s, 64}, to)
+
+  defp convert(e, handle, {:f, _}, {:u, bits} = to) when bits < 32,
+    do: through(e, handle, {:s, 32}, to)
+
+  defp convert(e, handle, {:f, _} = from, {:u, 64} = to) do
+    negative = emit(e, :less, [handle, scalar(e, 0, from)])
+    below = emit(e, :less, [handle, scalar(e, -9_223_372_036_854_775_808.0, from)])
+    wrapped = through(e, handle, {:s, 64}, to)
+    value = emit(e, :where, [negative, wrapped, astype(e, handle, to)])
+    emit(e, :where, [below, scalar(e, 0, to), value])
   end
 
-  defp convert(e, handle, {:f, _} = from, {kind, bits} = to) when is_integer_type(to) do
-    wide = if bits == 32, do: {:s, 64}, else: {:s, 32}
-    value = e |> astype(handle, wide) |> then(&astype(e, &1, to))
-    infinite = emit(e, :equal, [handle, scalar(e, :infinity, from)])
-    value = emit(e, :where, [infinite, limit(e, :max, to), value])
-
-    if kind == :u do
-      value
-    else
-      infinite = emit(e, :equal, [handle, scalar(e, :neg_infinity, from)])
-      emit(e, :where, [infinite, limit(e, :min, to), value])
-    end
+  defp convert(e, handle, {:f, _} = from, {:s, _} = to) do
+    value = through(e, handle, {:s, 32}, to)
+    above = emit(e, :equal, [handle, scalar(e, :infinity, from)])
+    below = emit(e, :equal, [handle, scalar(e, :neg_infinity, from)])
+    value = emit(e, :where, [above, limit(e, :max, to), value])
+    emit(e, :where, [below, limit(e, :min, to), value])
   end
 
   defp convert(e, handle, _from, to), do: astype(e, handle, to)
 
-  defp saturate(e, handle, from, {:s, 64} = to) do
-    bound = 9_223_372_036_854_775_808.0
-    value = astype(e, handle, to)
-    above = emit(e, :greater_equal, [handle, scalar(e, bound, from)])
-    below = emit(e, :less_equal, [handle, scalar(e, -bound, from)])
-    value = emit(e, :where, [above, limit(e, :max, to), value])
-    value = emit(e, :where, [below, limit(e, :min, to), value])
-    emit(e, :where, [emit(e, :isnan, [handle]), scalar(e, 0, to), value])
-  end
-
-  # Negative numbers wrap, so that the lower half goes through s64; the upper half is moved into
-  # the lower one and back.
-  defp saturate(e, handle, from, {:u, 64} = to) do
-    half = 9_223_372_036_854_775_808.0
-    through_signed = &(e |> astype(&1, {:s, 64}) |> then(fn signed -> astype(e, signed, to) end))
-
-    moved = through_signed.(emit(e, :subtract, [handle, scalar(e, half, from)]))
-    upper = emit(e, :add, [moved, scalar(e, 9_223_372_036_854_775_808, to)])
-    in_upper = emit(e, :greater_equal, [handle, scalar(e, half, from)])
-    above = emit(e, :greater_equal, [handle, scalar(e, 2 * half, from)])
-    below = emit(e, :less, [handle, scalar(e, -half, from)])
-
-    value = emit(e, :where, [in_upper, upper, through_signed.(handle)])
-    value = emit(e, :where, [above, limit(e, :max, to), value])
-    zero = emit(e, :logical_or, [below, emit(e, :isnan, [handle])])
-    emit(e, :where, [zero, scalar(e, 0, to), value])
-  end
+  defp through(e, handle, wide, to), do: astype(e, astype(e, handle, wide), to)
 
   @doc "The scalar with a type's least or greatest finite number."
   def limit(e, :min, type), do: Emitter.constant(e, Nx.Type.min_finite_binary(type), [], type)

@@ -83,6 +83,29 @@ defmodule Emily.Native.Call do
     end
   end
 
+  @doc "Has tensors computed and does not wait for it; they stay lazy until somebody waits."
+  @spec async_eval(reference, [reference]) :: :ok
+  def async_eval(worker, tensors) do
+    tag = make_ref()
+
+    case Nif.async_eval(worker, tensors, tag) do
+      {:ok, job} ->
+        receive do
+          {^tag, :ok} -> :ok
+          {^tag, {:error, reason}} -> raise_error(reason)
+        after
+          timeout() -> give_up(job, tag)
+        end
+
+      {:elsewhere, foreign} ->
+        make_ready(worker, foreign)
+        async_eval(worker, tensors)
+
+      {:error, reason} ->
+        raise_error(reason)
+    end
+  end
+
   @doc "The elements of a tensor, row-major in native byte order; evaluates it."
   @spec to_binary(reference, reference) :: binary
   def to_binary(worker, tensor) do
@@ -90,6 +113,25 @@ defmodule Emily.Native.Call do
       bytes when is_binary(bytes) -> bytes
       :pending -> read(worker, tensor)
       {:error, reason} -> raise_error(reason)
+    end
+  end
+
+  @doc """
+  The address of a tensor's elements in order, how many bytes they take, and a binary that keeps them
+  there; evaluates it.
+  """
+  @spec pointer(reference, reference) :: {pos_integer, non_neg_integer, binary}
+  def pointer(worker, tensor) do
+    :ok = eval(worker, [tensor])
+
+    case now(Nif.pointer(tensor)) do
+      {_address, _size, _keeper} = found ->
+        found
+
+      :pending ->
+        in_order = apply(worker, :contiguous, [tensor])
+        :ok = eval(worker, [in_order])
+        now(Nif.pointer(in_order))
     end
   end
 
@@ -109,6 +151,124 @@ defmodule Emily.Native.Call do
 
       {:error, reason} ->
         raise_error(reason)
+    end
+  end
+
+  @typedoc "Shape and dtype."
+  @type template :: {[non_neg_integer], {atom, pos_integer}}
+
+  @typedoc "Numbers of registers, in which a program computes: inputs, constants, outputs of each step."
+  @type registers :: [non_neg_integer]
+
+  @type step ::
+          {:apply, atom | {atom, map}, [non_neg_integer | nil], output_count :: pos_integer}
+          | {:while, state :: registers, captures :: registers, condition :: reference,
+             body :: reference}
+          | {:cond, predicate :: non_neg_integer, captures :: registers, on_true :: reference,
+             on_false :: reference}
+          | {:call, registers, key :: integer, [template]}
+
+  @doc "Checks a program for the worker's device and returns its reference."
+  @spec compile_program(reference, [template], [reference], [step], registers, boolean) ::
+          reference
+  def compile_program(worker, inputs, constants, steps, outputs, fuse) do
+    case Nif.program_compile(worker, inputs, constants, steps, outputs, fuse) do
+      program when is_reference(program) ->
+        program
+
+      {:elsewhere, tensors} ->
+        make_ready(worker, tensors)
+        compile_program(worker, inputs, constants, steps, outputs, fuse)
+
+      {:error, reason} ->
+        raise_error(reason)
+    end
+  end
+
+  @doc """
+  Runs a program and returns its outputs, ready. An input `{:donate, tensor}` is used up: later uses of
+  the tensor are errors. `on_call` answers each `:call` step, given its key and its tensors, ready.
+
+  With `:schedule` the outputs are not waited for: they are lazy, as after `async_eval/2`. Programs whose
+  ops can fail, such as decompositions, are waited for all the same.
+  """
+  @spec run_program(
+          reference,
+          reference,
+          [reference | {:donate, reference}],
+          (integer, [reference] -> [reference]),
+          :wait | :schedule
+        ) :: [reference]
+  def run_program(worker, program, inputs, on_call, mode \\ :wait) do
+    tag = make_ref()
+
+    case Nif.program_run(worker, program, inputs, mode, tag) do
+      {:ok, job} ->
+        receive do
+          {^tag, {:ok, tensors}} -> tensors
+          {^tag, {:call, run, key, tensors}} -> answer(worker, run, key, tensors, on_call)
+          {^tag, {:error, reason}} -> raise_error(reason)
+        after
+          timeout() -> give_up(job, tag)
+        end
+
+      {:elsewhere, tensors} ->
+        make_ready(worker, tensors)
+        run_program(worker, program, inputs, on_call, mode)
+
+      {:error, reason} ->
+        raise_error(reason)
+    end
+  end
+
+  defp answer(worker, run, key, tensors, on_call) do
+    resume(worker, run, ask(run, key, tensors, on_call), on_call)
+  end
+
+  # Where the answer fails, the run's memory goes now, and not when its reference is collected.
+  defp ask(run, key, tensors, on_call) do
+    on_call.(key, tensors)
+  catch
+    kind, reason ->
+      Nif.program_abandon(run)
+      :erlang.raise(kind, reason, __STACKTRACE__)
+  end
+
+  defp resume(worker, run, answers, on_call) do
+    tag = make_ref()
+
+    case Nif.program_resume(worker, run, answers, tag) do
+      {:ok, job} ->
+        receive do
+          {^tag, {:ok, tensors}} -> tensors
+          {^tag, {:call, run, key, tensors}} -> answer(worker, run, key, tensors, on_call)
+          {^tag, {:error, reason}} -> raise_error(reason)
+        after
+          timeout() -> give_up(job, tag)
+        end
+
+      {:elsewhere, tensors} ->
+        make_ready(worker, tensors)
+        resume(worker, run, answers, on_call)
+
+      {:error, reason} ->
+        Nif.program_abandon(run)
+        raise_error(reason)
+    end
+  end
+
+  @doc "Starts a worker whose queue holds as many jobs."
+  @spec start_worker(:cpu | :gpu, pos_integer) :: reference
+  def start_worker(device, queue_limit) do
+    case Nif.worker_start(device, queue_limit) do
+      # As a rule no stream is free, though this process has dropped some that nobody has collected.
+      {:error, reason} when elem(reason, 0) == :runtime ->
+        :erlang.garbage_collect()
+        :ok = Nif.flush()
+        now(Nif.worker_start(device, queue_limit))
+
+      result ->
+        now(result)
     end
   end
 

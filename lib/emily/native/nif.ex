@@ -48,6 +48,8 @@ defmodule Emily.Native.Nif do
   def is_ready(_tensor), do: missing()
   def bytes(_tensor), do: missing()
   def deallocate(_tensor), do: missing()
+  def pointer(_tensor), do: missing()
+  def from_pointer(_address, _size, _shape, _dtype, _device), do: missing()
 
   ## Workers
   def devices, do: missing()
@@ -60,10 +62,19 @@ defmodule Emily.Native.Nif do
   def apply(_worker, _op, _inputs), do: missing()
   def apply_all(_worker, _op, _inputs, _tag), do: missing()
   def eval(_worker, _tensors, _tag), do: missing()
+  def async_eval(_worker, _tensors, _tag), do: missing()
   def make_ready(_worker, _tensor, _tag), do: missing()
   def read(_worker, _tensor, _tag), do: missing()
   def load_file(_worker, _path, _tag), do: missing()
   def cancel(_job), do: missing()
+
+  ## Programs
+  def program_compile(_worker, _inputs, _constants, _steps, _outputs, _fuse), do: missing()
+  def program_run(_worker, _program, _inputs, _mode, _tag), do: missing()
+  def program_resume(_worker, _run, _tensors, _tag), do: missing()
+  def program_abandon(_run), do: missing()
+  def program_info(_program), do: missing()
+  def program_fusion(_worker), do: missing()
 
   ## Memory
   def memory_stats, do: missing()

@@ -32,7 +32,7 @@ defmodule Emily.Stream.Default do
   @doc "Starts a worker that the caller owns."
   def start_worker(device) do
     limit = Application.get_env(:emily, :worker_queue_limit, @queue_limit)
-    Call.now(Nif.worker_start(present!(device), limit))
+    Call.start_worker(present!(device), limit)
   end
 
   @impl true

@@ -53,6 +53,15 @@ impl Build {
         Build { stream: self.cpu, ..*self }
     }
 
+    /// The device that nodes are computed on.
+    pub(crate) fn device(&self) -> Device {
+        if self.is_cpu() {
+            Device::Cpu
+        } else {
+            Device::Gpu
+        }
+    }
+
     /// Whether nodes are computed on a CPU.
     pub fn is_cpu(&self) -> bool {
         self.stream.ctx == self.cpu.ctx
@@ -125,15 +134,28 @@ impl Arrays {
         self.0
     }
 
-    fn into_vec(self, op: &'static str) -> Result<Vec<Array>> {
+    pub(crate) fn as_mut(&mut self) -> *mut mlx_vector_array {
+        &mut self.0
+    }
+
+    pub(crate) fn into_vec(self, op: &'static str) -> Result<Vec<Array>> {
         // SAFETY: the vector is live.
-        let count = unsafe { mlx_sys::mlx_vector_array_size(self.0) };
+        unsafe { Self::read(op, self.0) }
+    }
+
+    /// Handles of their own on a vector's arrays.
+    ///
+    /// # Safety
+    /// The vector must be live.
+    pub(crate) unsafe fn read(op: &'static str, vector: mlx_vector_array) -> Result<Vec<Array>> {
+        // SAFETY: the vector is live.
+        let count = unsafe { mlx_sys::mlx_vector_array_size(vector) };
         (0..count)
             .map(|index| {
                 // SAFETY: makes an empty handle.
                 let mut made = unsafe { mlx_sys::mlx_array_new() };
                 // SAFETY: both handles are live and the index is inside the vector.
-                let status = unsafe { mlx_sys::mlx_vector_array_get(&mut made, self.0, index) };
+                let status = unsafe { mlx_sys::mlx_vector_array_get(&mut made, vector, index) };
                 // SAFETY: the handle is ours alone.
                 let array = unsafe { Array::from_ptr(made) };
                 mlx::check(op, status).map(|()| array)

@@ -5,7 +5,8 @@
 //!
 //! 1. It raises a flag: building stops (the thread sleeps for ever) and nothing is freed any more.
 //! 2. It closes the gate of evaluations, which waits for those that run, and keeps it closed.
-//! 3. Where one runs longer than [`PATIENCE`], it ends the process at once with the exit code. So it
+//! 3. It waits for what was scheduled on the streams.
+//! 4. Where that takes longer than [`PATIENCE`], it ends the process at once with the exit code. So it
 //!    does with CUDA in any case: MLX's destructors synchronise its streams, and abort because the
 //!    driver is shutting down.
 
@@ -58,7 +59,20 @@ fn quiesce() -> bool {
         std::thread::sleep(Duration::from_millis(1));
     };
     std::thread::sleep(BUILDERS);
-    quiet
+    quiet && has_computed_all(PATIENCE.saturating_sub(begin.elapsed()))
+}
+
+/// Waits for what was scheduled without anybody waiting. Returns whether that came to its end in time.
+fn has_computed_all(patience: Duration) -> bool {
+    if !slot::has_scheduled() {
+        return true;
+    }
+    let (done, computed) = crossbeam_channel::bounded(1);
+    let waiting = std::thread::Builder::new().spawn(move || {
+        slot::synchronize_all();
+        let _ = done.send(());
+    });
+    waiting.is_ok() && computed.recv_timeout(patience).is_ok()
 }
 
 /// Registers the handler. To be called once, after MLX has been used.

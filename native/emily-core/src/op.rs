@@ -23,6 +23,7 @@ pub use attrs::*;
 use self::graph::Graph;
 use crate::build::{Build, Describe};
 use crate::device::Device;
+use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::memory;
 use mlx_rs::Array;
@@ -147,21 +148,8 @@ macro_rules! ops {
 }
 
 impl Op {
-    /// MLX on the CPU counts elements in `int`, and writes to what it allocated without asking whether the
-    /// system gave it anything.
     fn check_size(&self, build: &Build, array: &Array) -> Result<()> {
-        let elements =
-            array.shape_of().iter().fold(1, |n: i128, &size| n.saturating_mul(i128::from(size)));
-        elementwise::check_countable(build, self.name(), elements)?;
-        let bytes = elements * array.dtype_of().size() as i128;
-        if build.is_cpu() && bytes > SURELY_GIVEN {
-            let limit = memory::limit()?;
-            if bytes > limit as i128 {
-                let expected = format!("at most {limit} bytes, the memory limit");
-                return Err(Error::argument(self.name(), "shape", expected, array.shape_of()));
-            }
-        }
-        Ok(())
+        check_room(build, self.name(), array.shape_of(), array.dtype_of())
     }
 
     /// Copies of the inputs of an op that the host computes for a device with memory of its own.
@@ -212,6 +200,22 @@ impl Op {
                 | Op::StopGradient
         )
     }
+}
+
+/// MLX on the CPU counts elements in `int`, and writes to what it allocated without asking whether the
+/// system gave it anything. Ops that are composed check what is larger inside than their result.
+fn check_room(build: &Build, op: &'static str, shape: &[i32], dtype: Dtype) -> Result<()> {
+    let elements = shape.iter().fold(1, |n: i128, &size| n.saturating_mul(i128::from(size)));
+    elementwise::check_countable(build, op, elements)?;
+    let bytes = elements * dtype.size() as i128;
+    if build.is_cpu() && bytes > SURELY_GIVEN {
+        let limit = memory::limit()?;
+        if bytes > limit as i128 {
+            let expected = format!("at most {limit} bytes, the memory limit");
+            return Err(Error::argument(op, "shape", expected, shape));
+        }
+    }
+    Ok(())
 }
 
 /// Inputs of an op that are its own.

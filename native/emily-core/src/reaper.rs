@@ -18,6 +18,8 @@ use std::time::Duration;
 /// What is to be ended.
 enum Remains {
     Array(Array),
+    /// Something with arrays inside.
+    Arrays(Box<dyn Send>),
     /// A thread that has done its last work.
     Thread(JoinHandle<()>),
     /// Not an end: MLX is prepared on this thread.
@@ -95,6 +97,7 @@ fn reap(remains: &Receiver<Remains>) {
 fn end(remains: Remains) {
     match remains {
         Remains::Array(array) => halt::free(array),
+        Remains::Arrays(arrays) => halt::free(arrays),
         Remains::Thread(handle) => {
             // A panic of a worker's thread was reported by its jobs.
             let _ = handle.join();
@@ -112,6 +115,11 @@ fn end(remains: Remains) {
 pub(crate) fn free(array: Array) {
     // The reaper lives as long as the process, so that the send cannot fail.
     let _ = queue().send(Remains::Array(array));
+}
+
+/// Frees something with arrays inside soon.
+pub(crate) fn release(arrays: impl Send + 'static) {
+    let _ = queue().send(Remains::Arrays(Box::new(arrays)));
 }
 
 /// Joins a thread that is about to end.

@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::load::Loaded;
+use crate::program::Question;
 use crate::tensor::{Bytes, Tensor};
 use std::panic::{catch_unwind, AssertUnwindSafe};
 
@@ -12,6 +13,8 @@ pub enum Value {
     Done,
     /// Tensors, ready.
     Tensors(Vec<Tensor>),
+    /// A program asks its caller something before it goes on.
+    Asks(Question),
     /// A tensor's elements.
     Bytes(Bytes),
     /// What a file holds.

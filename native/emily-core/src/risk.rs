@@ -24,15 +24,10 @@ impl Risks {
 
     /// Those of an op.
     pub(crate) fn of(op: &Op) -> Self {
-        match op {
-            Op::LinalgCholesky(_)
-            | Op::LinalgInv
-            | Op::LinalgTriInv(_)
-            | Op::LinalgPinv
-            | Op::LinalgSolve
-            | Op::LinalgSolveTriangular(_)
-            | Op::LinalgDet => Self::one(),
-            _ => Self::default(),
+        if can_fail(op) {
+            Self::one()
+        } else {
+            Self::default()
         }
     }
 
@@ -63,4 +58,18 @@ impl Risks {
             let _ = risk.set(outcome.clone());
         }
     }
+}
+
+/// Whether computing an op with one output can fail.
+pub(crate) fn can_fail(op: &Op) -> bool {
+    matches!(
+        op,
+        Op::LinalgCholesky(_)
+            | Op::LinalgInv
+            | Op::LinalgTriInv(_)
+            | Op::LinalgPinv
+            | Op::LinalgSolve
+            | Op::LinalgSolveTriangular(_)
+            | Op::LinalgDet
+    )
 }

@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::mlx;
 use crate::worker::Worker;
 use mlx_sys::mlx_stream;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{
     Arc, Condvar, Mutex, MutexGuard, OnceLock, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak,
 };
@@ -28,6 +28,9 @@ const MOST: usize = 512;
 /// slot that has computed on the CPU keeps a thread.
 const PATIENCE: Duration = Duration::from_millis(10);
 
+/// The same where no other slot can be made.
+const LAST_PATIENCE: Duration = Duration::from_secs(1);
+
 /// MLX looks streams up without a lock while it evaluates. Evaluations hold this gate for reading,
 /// and making a stream holds it for writing.
 static GATE: RwLock<()> = RwLock::new(());
@@ -35,6 +38,28 @@ static GATE: RwLock<()> = RwLock::new(());
 /// Enters the gate for an evaluation.
 pub(crate) fn evaluating() -> RwLockReadGuard<'static, ()> {
     GATE.read().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+/// Whether anything was ever scheduled that nobody waited for at once.
+static SCHEDULED: AtomicBool = AtomicBool::new(false);
+
+/// Enters the gate to schedule work that nobody waits for.
+pub(crate) fn scheduling() -> RwLockReadGuard<'static, ()> {
+    let gate = evaluating();
+    SCHEDULED.store(true, Ordering::Relaxed);
+    gate
+}
+
+/// Whether there may be work that nobody waits for.
+pub(crate) fn has_scheduled() -> bool {
+    SCHEDULED.load(Ordering::Relaxed)
+}
+
+/// Waits for what was scheduled on all slots. No evaluation may run.
+pub(crate) fn synchronize_all() {
+    let slots = pool().all.clone();
+    // What failed has nobody to be told.
+    slots.iter().for_each(|slot| drop(slot.synchronize()));
 }
 
 /// Closes the gate to evaluations, if none runs.
@@ -175,7 +200,8 @@ impl Lease {
     /// more where there is none.
     pub(crate) fn take() -> Result<Lease> {
         let mut pool = pool();
-        let deadline = Instant::now() + PATIENCE;
+        let is_used_up = pool.fresh.is_empty() && pool.all.len() >= MOST;
+        let deadline = Instant::now() + if is_used_up { LAST_PATIENCE } else { PATIENCE };
         while pool.warm.is_empty() && pool.all.iter().any(|slot| slot.is_ending()) {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {

@@ -12,6 +12,7 @@ use crate::mlx;
 use crate::op::Op;
 use crate::reaper;
 use crate::risk::Risks;
+use crate::room::Room;
 use crate::shortage;
 use crate::slot::{self, Home, Slot};
 use mlx_rs::Array;
@@ -93,6 +94,12 @@ impl Tensor {
     /// A tensor of an evaluated array.
     pub(crate) fn ready(array: Array, home: &Arc<Home>) -> Self {
         Self::new(array, Some(home), home.device(), Weight::NOTHING, Risks::default())
+    }
+
+    /// A tensor of an array whose computation is scheduled on a stream of `home`.
+    pub(crate) fn scheduled(array: Array, home: &Arc<Home>) -> Self {
+        let graph = Weight { bytes: array.count() * array.dtype_of().size(), nodes: 1 };
+        Self::new(array, Some(home), home.device(), graph, Risks::default())
     }
 
     fn new(
@@ -249,6 +256,17 @@ impl Tensor {
         outcome
     }
 
+    /// Has tensors computed that are at home in the slot that the calling thread holds, without waiting.
+    /// They stay lazy until somebody waits. Where something can fail it is waited for: its failure would
+    /// be told to whoever waits next.
+    pub(crate) fn schedule(tensors: &[Tensor]) -> Result<()> {
+        const OP: &str = "AsyncEval";
+        Self::settle_risks(tensors.iter())?;
+        let pending = tensors.iter().filter(|tensor| !tensor.is_ready());
+        let handles = pending.map(|tensor| tensor.array(OP, 0)).collect::<Result<Vec<_>>>()?;
+        schedule(OP, &handles)
+    }
+
     /// Evaluates those inputs of a job that can fail, on the thread that holds their slot: a failure of
     /// the job's own evaluation is not theirs then.
     pub(crate) fn settle_risks<'a>(inputs: impl Iterator<Item = &'a Tensor>) -> Result<()> {
@@ -297,7 +315,7 @@ impl Tensor {
         // No GPU computes with f64: what there is of it was made for the host.
         let build = if self.dtype() == Dtype::Float64 { &build.on_cpu() } else { build };
         let contiguous = crate::op::Op::Contiguous.build(build, &[Some(&array)])?;
-        let outcome = evaluate(OP, [&contiguous]);
+        let outcome = evaluate(OP, [&array, &contiguous]);
         self.settle(&outcome);
         outcome?;
         if self.device().has_memory_of_its_own() {
@@ -401,6 +419,13 @@ impl Bytes {
     }
 }
 
+impl Bytes {
+    /// Where they are.
+    pub fn address(&self) -> usize {
+        self.start as usize
+    }
+}
+
 impl std::ops::Deref for Bytes {
     type Target = [u8];
 
@@ -461,15 +486,33 @@ pub(crate) fn copy_handle(op: &'static str, array: &Array) -> Result<Array> {
 /// Computes arrays and waits for them. Only the holder of their slot may.
 pub(crate) fn evaluate<'a>(
     op: &'static str,
-    arrays: impl IntoIterator<Item = &'a Array>,
+    arrays: impl IntoIterator<Item = &'a Array> + Clone,
 ) -> Result<()> {
-    let mut asked = 0;
-    let outputs = crate::build::Arrays::from_iter(arrays.into_iter().inspect(|array| {
-        asked += array.count() * array.dtype_of().size();
-    }));
+    let outputs = crate::build::Arrays::from_iter(arrays.clone());
+    let size = |array: &Array| array.count() * array.dtype_of().size();
+    let asked = arrays.clone().into_iter().map(size).sum();
     shortage::retry(op, asked, || {
         let _gate = slot::evaluating();
+        let _room = Room::take();
         // SAFETY: a live vector of arrays whose slot the caller holds.
         mlx::check(op, unsafe { mlx_sys::mlx_eval(outputs.as_raw()) })
-    })
+    })?;
+    for array in arrays {
+        // What was scheduled before has an event, which has to go before other threads use the array.
+        // SAFETY: the array is live and scheduled.
+        mlx::check(op, unsafe { mlx_sys::_mlx_array_wait(array.as_ptr()) })?;
+    }
+    Ok(())
+}
+
+/// Has arrays computed, without waiting. Only the holder of their slot may.
+pub(crate) fn schedule<'a>(
+    op: &'static str,
+    arrays: impl IntoIterator<Item = &'a Array>,
+) -> Result<()> {
+    let outputs = crate::build::Arrays::from_iter(arrays);
+    let _gate = slot::scheduling();
+    let _room = Room::take();
+    // SAFETY: a live vector of arrays whose slot the caller holds.
+    mlx::check(op, unsafe { mlx_sys::mlx_async_eval(outputs.as_raw()) })
 }

@@ -14,7 +14,7 @@ use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::load;
 use crate::op::Op;
-use crate::program::Program;
+use crate::program::{self, Input, Mode, Program, Run};
 use crate::queue::{Jobs, Queue, Refusal};
 use crate::reaper;
 use crate::reply::{Reply, Value};
@@ -159,16 +159,42 @@ impl Worker {
         })
     }
 
-    /// Queues a run of a program; answers with its outputs, ready. The inputs must be usable in the
-    /// worker's slot. It stops between steps once nobody waits for it or the worker is closed.
+    /// Queues a run of a program; answers with its outputs or with a question. The inputs must be usable
+    /// in the worker's slot. It stops between steps once nobody waits for it or the worker is closed.
     ///
     /// # Errors
     /// As [`Worker::call`].
-    pub fn run(&self, program: Arc<Program>, inputs: Vec<Tensor>, reply: Reply) -> Refused {
+    pub fn run(
+        &self,
+        program: Arc<Program>,
+        inputs: Vec<Input>,
+        mode: Mode,
+        reply: Reply,
+    ) -> Refused {
         self.call_for(reply, move |worker, reply| {
             let go_on = || worker.is_open() && reply.is_wanted();
-            program.run(&inputs, &worker.home, &go_on).map(Value::Tensors)
+            program.begin(&inputs, mode, &worker.home, &go_on)
         })
+    }
+
+    /// Queues the rest of a run that asked, with the answer; it answers as [`Worker::run`]. The tensors
+    /// must be usable in the worker's slot.
+    ///
+    /// # Errors
+    /// As [`Worker::call`].
+    pub fn resume(&self, run: Arc<Run>, answers: Vec<Tensor>, reply: Reply) -> Refused {
+        self.call_for(reply, move |worker, reply| {
+            run.resume(&answers, &worker.home, &|| worker.is_open() && reply.is_wanted())
+        })
+    }
+
+    /// Queues the scheduling of tensors, which must be usable in the worker's slot; answers when they
+    /// are scheduled and not yet computed.
+    ///
+    /// # Errors
+    /// As [`Worker::call`].
+    pub fn schedule(&self, tensors: Vec<Tensor>, reply: Reply) -> Refused {
+        self.call(reply, move |_| Tensor::schedule(&tensors).map(|()| Value::Done))
     }
 
     /// Queues loading a file; answers with [`Value::Loaded`].
@@ -256,6 +282,7 @@ fn run(worker: &Arc<Worker>, lease: Lease, jobs: &Jobs<Job>) {
     worker.queue.serve(jobs, |job| perform(worker, job), |job| refuse(worker, job));
     // What was scheduled without anybody waiting and failed has nobody to be told.
     let _ = worker.slot().synchronize();
+    program::clear_traces();
     drop(lease);
     let handle = worker.thread.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
     if let Some(handle) = handle {

@@ -306,3 +306,32 @@ fn scatters_that_do_not_fit_are_refused() {
         refuses(op(good.clone()), &[&complex, &source, &init]);
     }
 }
+
+#[test]
+fn padding_beyond_the_memory_is_refused_though_the_result_is_small() {
+    let a = tensor(&[1.0; 16], &[4, 4]);
+    let zero = tensor(&[0.0], &[]);
+    let far = 30_000;
+    let window = Window {
+        window: vec![1, 1],
+        strides: vec![far, far],
+        low: vec![0, 0],
+        high: vec![40_000, 40_000],
+        dilations: vec![1, 1],
+    };
+    // 40,004 by 40,004 can be counted; whether they fit is the memory limit's to say.
+    let limit = emily_core::memory::set_limit(emily_core::memory::Limit::Memory, 1 << 30).unwrap();
+    let sum = run(Op::WindowSum(window), &[&a, &zero]);
+    let scatter = WindowScatter {
+        window: vec![1, 1],
+        strides: vec![far, far],
+        low: vec![0, 0],
+        high: vec![40_000, 40_000],
+    };
+    let source = tensor(&[1.0; 4], &[2, 2]);
+    let scattered = run(Op::WindowScatterMax(scatter), &[&a, &source, &zero]);
+    emily_core::memory::set_limit(emily_core::memory::Limit::Memory, limit).unwrap();
+    for refused in [sum, scattered] {
+        assert!(refused.unwrap_err().to_string().contains("the memory limit"));
+    }
+}

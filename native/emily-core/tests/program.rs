@@ -5,7 +5,7 @@ mod runtime;
 use emily_core::dtype::Dtype;
 use emily_core::error::{Error, Kind, Result};
 use emily_core::op::{Cast, Op};
-use emily_core::program::{Program, Step, Template};
+use emily_core::program::{Input, Mode, Program, Size, Step, Template};
 use emily_core::reply::Value;
 use emily_core::tensor::Tensor;
 use emily_core::worker::Worker;
@@ -35,12 +35,17 @@ fn program(
     steps: Vec<Step>,
     outputs: Vec<usize>,
 ) -> Result<Arc<Program>> {
-    Program::new(inputs, constants, steps, outputs, worker.home()).map(Arc::new)
+    Program::new(inputs, constants, steps, outputs, false, worker.home()).map(Arc::new)
+}
+
+fn kept(inputs: &[&Tensor]) -> Vec<Input> {
+    inputs.iter().map(|&input| Input { tensor: input.clone(), donated: false }).collect()
 }
 
 fn run(worker: &Worker, program: &Arc<Program>, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
-    let inputs = inputs.iter().map(|&input| input.clone()).collect();
-    let answer = accepted(|reply| worker.run(Arc::clone(program), inputs, reply)).wait()?;
+    let inputs = kept(inputs);
+    let answer =
+        accepted(|reply| worker.run(Arc::clone(program), inputs, Mode::Wait, reply)).wait()?;
     match answer {
         Value::Tensors(tensors) => Ok(tensors),
         other => panic!("a program answered {other:?}"),
@@ -70,7 +75,7 @@ fn ops_run_in_order_and_outputs_may_be_inputs_and_constants() {
     let steps = vec![apply(Op::Multiply, &[0, 1]), apply(Op::Add, &[2, 0])];
     let inputs = vec![template(&[3], Dtype::Float32)];
     let made = program(&worker, inputs, vec![scalar_f32(10.0)], steps, vec![3, 0, 1, 3]).unwrap();
-    assert_eq!(made.op_count(), 2);
+    assert_eq!(made.size(), Size { ops: 2, depth: 1 });
 
     let outputs = run(&worker, &made, &[&vector(&[1.0, 2.0, 3.0])]).unwrap();
     assert!(outputs.iter().all(Tensor::is_ready));
@@ -207,12 +212,16 @@ fn a_loop_without_an_end_stops_when_nobody_waits_and_when_the_worker_is_closed()
 
     let first = worker();
     let made = endless(&first);
-    let answer = accepted(|reply| first.run(Arc::clone(&made), vec![scalar_f32(1.0)], reply));
+    let answer = accepted(|reply| {
+        first.run(Arc::clone(&made), kept(&[&scalar_f32(1.0)]), Mode::Wait, reply)
+    });
     answer.give_up();
     // The worker is free again: a job behind the loop is answered.
     assert!(accepted(|reply| first.call(reply, |_| Ok(Value::Done))).wait().is_ok());
 
-    let answer = accepted(|reply| first.run(Arc::clone(&made), vec![scalar_f32(1.0)], reply));
+    let answer = accepted(|reply| {
+        first.run(Arc::clone(&made), kept(&[&scalar_f32(1.0)]), Mode::Wait, reply)
+    });
     first.close();
     assert_eq!(answer.wait().unwrap_err(), Error::Stopped);
 }

@@ -2,9 +2,13 @@
 
 rustler::atoms! {
     active,
+    apply,
     cache,
+    call,
     collect,
+    cond,
     cpu,
+    donate,
     elsewhere,
     error,
     gpu,
@@ -16,6 +20,9 @@ rustler::atoms! {
     pending,
     queue_full,
     runtime,
+    schedule,
     stopped,
+    wait,
+    while_ = "while",
     wired,
 }

@@ -4,6 +4,8 @@
 mod atoms;
 mod error;
 mod memory;
+mod pointer;
+mod program;
 mod reply;
 mod tensor;
 mod worker;

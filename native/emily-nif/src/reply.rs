@@ -2,9 +2,12 @@
 
 use crate::atoms;
 use crate::error;
+use crate::program::RunResource;
 use crate::tensor::{BytesResource, TensorResource};
 use emily_core::error::Result;
+use emily_core::program::Question;
 use emily_core::reply::{Recipient, Reply, Value};
+use emily_core::tensor::Tensor;
 use emily_core::{Loaded, Metadata};
 use rustler::env::SavedTerm;
 use rustler::{Encoder, Env, LocalPid, OwnedEnv, Resource, ResourceArc, Term};
@@ -68,13 +71,18 @@ fn encode(env: Env, answer: Result<Value>) -> Term {
     match answer {
         Err(reason) => error::encode(env, &reason),
         Ok(Value::Done) => atoms::ok().encode(env),
-        Ok(Value::Tensors(tensors)) => {
-            let tensors: Vec<_> = tensors.into_iter().map(TensorResource::new).collect();
-            (atoms::ok(), tensors).encode(env)
+        Ok(Value::Tensors(tensors)) => (atoms::ok(), references(tensors)).encode(env),
+        Ok(Value::Asks(Question { run, key, tensors })) => {
+            let run = ResourceArc::new(RunResource(Arc::new(run)));
+            (atoms::call(), run, key, references(tensors)).encode(env)
         }
         Ok(Value::Bytes(bytes)) => (atoms::ok(), BytesResource::binary(env, bytes)).encode(env),
         Ok(Value::Loaded(loaded)) => (atoms::ok(), encode_loaded(env, loaded)).encode(env),
     }
+}
+
+fn references(tensors: Vec<Tensor>) -> Vec<ResourceArc<TensorResource>> {
+    tensors.into_iter().map(TensorResource::new).collect()
 }
 
 fn encode_loaded(env: Env, loaded: Loaded) -> Term {

@@ -40,7 +40,8 @@ pub fn decode_input(op: &'static str, term: Term) -> Result<Option<ResourceArc<T
     term.decode().map_err(|_| wrong(op, "input", "a tensor reference", term))
 }
 
-fn decode(op: &'static str, term: Term) -> Result<ResourceArc<TensorResource>> {
+/// Decodes a tensor.
+pub fn decode(op: &'static str, term: Term) -> Result<ResourceArc<TensorResource>> {
     decode_input(op, term)?.ok_or_else(|| wrong(op, "input", "a tensor reference", term))
 }
 
@@ -52,15 +53,21 @@ fn make(
 ) -> Result<ResourceArc<TensorResource>> {
     const OP: &str = "FromBinary";
     let binary: Binary = bytes.decode().map_err(|_| wrong(OP, "binary", "a binary", bytes))?;
-    let sizes: Vec<i64> = worker::proper(shape)
-        .and_then(|shape| shape.decode().ok())
-        .ok_or_else(|| wrong(OP, "shape", "a list of int32 sizes", shape))?;
+    let sizes = decode_shape(OP, shape)?;
     let dtype = decode_dtype(OP, dtype)?;
     let device = worker::decode_device(device)?;
     Tensor::from_bytes(&binary, &sizes, dtype, device).map(TensorResource::new)
 }
 
-fn decode_dtype(op: &'static str, term: Term) -> Result<Dtype> {
+/// Decodes a list of sizes.
+pub fn decode_shape(op: &'static str, term: Term) -> Result<Vec<i64>> {
+    worker::proper(term)
+        .and_then(|term| term.decode().ok())
+        .ok_or_else(|| wrong(op, "shape", "a list of int32 sizes", term))
+}
+
+/// Decodes `{kind, bits}`.
+pub fn decode_dtype(op: &'static str, term: Term) -> Result<Dtype> {
     term.decode().map_err(|_| Error::Argument {
         op,
         what: "dtype (unsupported dtype)",

@@ -11,11 +11,13 @@ use emily_core::op::Op;
 use emily_core::reply::Reply;
 use emily_core::tensor::Tensor;
 use emily_core::worker::{make_ready as queue_make_ready, Owner, Refused, Worker};
+use rustler::schedule::consume_timeslice;
 use rustler::{Atom, Encoder, Env, ListIterator, MapIterator, Resource, ResourceArc, Term};
 use smallvec::SmallVec;
+use std::cell::Cell;
 
 /// A worker's reference in Elixir. The worker ends, after its queued jobs, when this is collected.
-pub struct WorkerResource(Owner);
+pub struct WorkerResource(pub Owner);
 
 #[rustler::resource_impl]
 impl Resource for WorkerResource {}
@@ -34,7 +36,8 @@ pub fn decode_device(term: Term) -> Result<Device> {
     }
 }
 
-fn decode(term: Term) -> Result<ResourceArc<WorkerResource>> {
+/// Decodes a worker's reference.
+pub fn decode(term: Term) -> Result<ResourceArc<WorkerResource>> {
     term.decode().map_err(|_| wrong("Stream", "stream", "a worker reference", term))
 }
 
@@ -44,7 +47,8 @@ fn decode_inputs(op: &'static str, term: Term) -> Result<Inputs> {
     list.map(|input| decode_input(op, input)).collect()
 }
 
-fn decode_op(term: Term) -> Result<Op> {
+/// Decodes an op with its attributes.
+pub fn decode_op(term: Term) -> Result<Op> {
     let wrong = || wrong("Apply", "op", "an op of the table with all its attributes", term);
     if let Ok((_name, attributes)) = term.decode::<(Term, Term)>() {
         let mut values = MapIterator::new(attributes).into_iter().flatten();
@@ -98,9 +102,12 @@ fn worker_info<'a>(env: Env<'a>, worker: Term<'a>) -> Term<'a> {
 }
 
 /// Inputs that are lazy at another worker: the caller has them made ready there and asks again.
-fn elsewhere<'a>(env: Env<'a>, worker: &Worker, inputs: &[Input]) -> Option<Term<'a>> {
-    let mut foreign =
-        inputs.iter().flatten().filter(|input| !input.0.is_usable_in(worker.slot())).peekable();
+pub fn elsewhere<'a, 'i>(
+    env: Env<'a>,
+    worker: &Worker,
+    inputs: impl Iterator<Item = &'i ResourceArc<TensorResource>>,
+) -> Option<Term<'a>> {
+    let mut foreign = inputs.filter(|input| !input.0.is_usable_in(worker.slot())).peekable();
     foreign.peek()?;
     let foreign: Vec<_> = foreign.map(|input| input.encode(env)).collect();
     Some((atoms::elsewhere(), foreign).encode(env))
@@ -114,21 +121,40 @@ fn apply<'a>(env: Env<'a>, worker: Term<'a>, op: Term<'a>, inputs: Term<'a>) -> 
         let worker = decode(worker)?;
         let op = decode_op(op)?;
         let inputs = decode_inputs(op.name(), inputs)?;
-        if let Some(foreign) = elsewhere(env, &worker.0, &inputs) {
+        if let Some(foreign) = elsewhere(env, &worker.0, inputs.iter().flatten()) {
             return Ok(foreign);
         }
         let tensors: SmallVec<[Option<&Tensor>; 4]> =
             inputs.iter().map(|input| input.as_ref().map(|tensor| &tensor.0)).collect();
         let tensor = worker.0.build(&op, &tensors)?;
         let collect = should_collect(tensor.byte_size());
+        account_for_time(env);
         let tensor = TensorResource::new(tensor).encode(env);
         Ok(if collect { (atoms::collect(), tensor).encode(env) } else { tensor })
     };
     encode_result(env, build())
 }
 
+/// The calls of `apply` that take a hundredth of a time slice, which is 1 ms.
+const CALLS_OF_A_HUNDREDTH: u32 = 4;
+
+/// The BEAM counts a native call as it counts one of its own, which takes a hundredth of the time: a process
+/// that builds operations in a loop would hold its scheduler for milliseconds.
+fn account_for_time(env: Env) {
+    thread_local! {
+        static CALLS: Cell<u32> = const { Cell::new(0) };
+    }
+    let calls = CALLS.get() + 1;
+    if calls == CALLS_OF_A_HUNDREDTH {
+        consume_timeslice(env, 1);
+        CALLS.set(0);
+    } else {
+        CALLS.set(calls);
+    }
+}
+
 /// Queues a job: its handle, or what `before` found, or an error. A refused job is told here and now.
-fn queue<'a>(env: Env<'a>, tag: Term<'a>, submit: impl FnOnce(Reply) -> Refused) -> Term<'a> {
+pub fn queue<'a>(env: Env<'a>, tag: Term<'a>, submit: impl FnOnce(Reply) -> Refused) -> Term<'a> {
     let (reply, job) = to_caller(env, tag);
     match submit(reply) {
         Ok(()) => (atoms::ok(), job).encode(env),
@@ -152,7 +178,7 @@ fn apply_all<'a>(
         let worker = decode(worker)?;
         let op = decode_op(op)?;
         let inputs = decode_inputs(op.name(), inputs)?;
-        if let Some(foreign) = elsewhere(env, &worker.0, &inputs) {
+        if let Some(foreign) = elsewhere(env, &worker.0, inputs.iter().flatten()) {
             return Ok(foreign);
         }
         let inputs = cores(&inputs);
@@ -170,7 +196,7 @@ fn eval<'a>(env: Env<'a>, worker: Term<'a>, tensors: Term<'a>, tag: Term<'a>) ->
         if let Some(index) = inputs.iter().position(Option::is_none) {
             return Err(Error::MissingInput { op: "Eval", index });
         }
-        if let Some(foreign) = elsewhere(env, &worker.0, &inputs) {
+        if let Some(foreign) = elsewhere(env, &worker.0, inputs.iter().flatten()) {
             return Ok(foreign);
         }
         let pending: Vec<_> =
@@ -179,6 +205,25 @@ fn eval<'a>(env: Env<'a>, worker: Term<'a>, tensors: Term<'a>, tag: Term<'a>) ->
             return Ok(atoms::ok().encode(env));
         }
         Ok(queue(env, tag, |reply| queue_make_ready(pending, &worker.0, reply)))
+    };
+    encode_result(env, submit())
+}
+
+/// Queues the scheduling of tensors; the message is `{tag, :ok}`, before they are computed.
+#[rustler::nif]
+fn async_eval<'a>(env: Env<'a>, worker: Term<'a>, tensors: Term<'a>, tag: Term<'a>) -> Term<'a> {
+    const OP: &str = "AsyncEval";
+    let submit = || {
+        let worker = decode(worker)?;
+        let inputs = decode_inputs(OP, tensors)?;
+        if let Some(index) = inputs.iter().position(Option::is_none) {
+            return Err(Error::MissingInput { op: OP, index });
+        }
+        if let Some(foreign) = elsewhere(env, &worker.0, inputs.iter().flatten()) {
+            return Ok(foreign);
+        }
+        let tensors = cores(&inputs).into_iter().flatten().collect();
+        Ok(queue(env, tag, |reply| worker.0.schedule(tensors, reply)))
     };
     encode_result(env, submit())
 }
@@ -207,7 +252,7 @@ fn read<'a>(env: Env<'a>, worker: Term<'a>, tensor: Term<'a>, tag: Term<'a>) -> 
         let expected = || wrong("ToBinary", "input", "a tensor reference", tensor);
         let input = decode_input("ToBinary", tensor)?.ok_or_else(expected)?;
         let inputs = [Some(input)];
-        if let Some(foreign) = elsewhere(env, &worker.0, &inputs) {
+        if let Some(foreign) = elsewhere(env, &worker.0, inputs.iter().flatten()) {
             return Ok(foreign);
         }
         let tensor = inputs.iter().flatten().map(|input| input.0.clone()).next();

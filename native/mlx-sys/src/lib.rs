@@ -14,6 +14,19 @@ extern "C" {
     /// handler of mlx-c, called inside the catch block, can ask.
     pub fn emily_current_exception_is_invalid_argument() -> bool;
 
+    /// Casts f32 or f64 to an integer dtype on a CPU stream: the fraction is lost, NaN becomes 0, and what
+    /// lies beyond becomes the nearest limit.
+    pub fn emily_saturating_cast(
+        res: *mut mlx_array,
+        a: mlx_array,
+        dtype: mlx_dtype,
+        s: mlx_stream,
+    ) -> std::os::raw::c_int;
+
+    /// Lets evaluations schedule so many more groups of operations ahead of what is computed, or less if
+    /// negative.
+    pub fn emily_scheduler_add_room(groups: std::os::raw::c_int);
+
     /// The keys of a GGUF file's metadata, which mlx-c gives by key alone.
     pub fn emily_gguf_metadata_keys(
         keys: *mut mlx_vector_string,

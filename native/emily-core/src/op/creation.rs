@@ -140,10 +140,20 @@ pub(super) fn convert(graph: &Graph, x: &Array, dtype: Dtype) -> Result<Array> {
     }
 }
 
-/// What C leaves undefined, numbers beyond the dtype and NaN, is taken care of before and after the cast.
 fn to_integer(graph: &Graph, x: &Array, dtype: Dtype) -> Result<Array> {
     let wide = if x.dtype_of() == Dtype::Float64 { Dtype::Float64 } else { Dtype::Float32 };
     let x = graph.astype(x, wide)?;
+    if graph.build.is_cpu() {
+        return graph.call(|res, s| {
+            // SAFETY: the handle is live, and the dtypes are those that the function takes.
+            unsafe { mlx_sys::emily_saturating_cast(res, x.as_ptr(), dtype.to_mlx(), s) }
+        });
+    }
+    to_integer_by_parts(graph, &x, wide, dtype)
+}
+
+/// What C leaves undefined, numbers beyond the dtype and NaN, is taken care of before and after the cast.
+fn to_integer_by_parts(graph: &Graph, x: &Array, wide: Dtype, dtype: Dtype) -> Result<Array> {
     let (least, greatest) = range(dtype);
     // A power of two, and the float before it, which is the greatest one that can be cast.
     let limit = (greatest + 1) as f64;
@@ -152,17 +162,17 @@ fn to_integer(graph: &Graph, x: &Array, dtype: Dtype) -> Result<Array> {
     } else {
         f64::from((limit as f32).next_down())
     };
-    let clipped = graph.binary(mlx_sys::mlx_maximum, &x, &graph.scalar(least as f64, wide)?)?;
+    let clipped = graph.binary(mlx_sys::mlx_maximum, x, &graph.scalar(least as f64, wide)?)?;
     let clipped = graph.binary(mlx_sys::mlx_minimum, &clipped, &graph.scalar(before, wide)?)?;
     let mut number = graph.astype(&clipped, dtype)?;
     if (before as i128) < greatest {
         let beyond = graph.scalar(limit, wide)?;
-        let beyond = graph.binary(mlx_sys::mlx_greater_equal, &x, &beyond)?;
+        let beyond = graph.binary(mlx_sys::mlx_greater_equal, x, &beyond)?;
         // All ones is -1 in two's complement, the greatest number where there is no sign.
         let greatest = i64::try_from(greatest).unwrap_or(-1);
         number = graph.select(&beyond, &integer(greatest, dtype), &number)?;
     }
-    let is_number = graph.binary(mlx_sys::mlx_equal, &x, &x)?;
+    let is_number = graph.binary(mlx_sys::mlx_equal, x, x)?;
     graph.select(&is_number, &number, &integer(0, dtype))
 }
 
@@ -222,4 +232,45 @@ pub(super) fn contiguous(build: &Build, inputs: Inputs) -> Result<Array> {
 pub(super) fn stop_gradient(build: &Build, inputs: Inputs) -> Result<Array> {
     let graph = Graph::new(build, "StopGradient");
     graph.unary(mlx_sys::mlx_stop_gradient, input(graph.op, inputs, 0)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::Device;
+    use crate::tensor::Tensor;
+
+    /// What a GPU computes is computed here too, and compared.
+    #[test]
+    fn both_ways_to_an_integer_agree() {
+        let hostile: Vec<f64> = [f64::NAN, f64::INFINITY, 0.0, 0.9, 1.5, 1e5, 1e19, 1e30]
+            .into_iter()
+            .chain([7, 8, 15, 16, 31, 32, 63, 64].map(|bits| 2f64.powi(bits)))
+            .flat_map(|x| [x, x - 1.0, f64::from((x as f32).next_down()), x.next_down()])
+            .flat_map(|x| [x, -x])
+            .collect();
+        let build = Build::for_this_thread();
+        let graph = Graph::new(&build, "Astype");
+        let bytes: Vec<u8> = hostile.iter().flat_map(|x| x.to_ne_bytes()).collect();
+        let shape = [hostile.len() as i64];
+        let doubles = Tensor::from_bytes(&bytes, &shape, Dtype::Float64, Device::Cpu).unwrap();
+        let doubles = doubles.handle("Astype").unwrap();
+        for wide in [Dtype::Float32, Dtype::Float64] {
+            let x = graph.astype(&doubles, wide).unwrap();
+            for dtype in Dtype::ALL.iter().copied().filter(|dtype| dtype.is_integer()) {
+                let once = to_integer(&graph, &x, dtype).unwrap();
+                let by_parts = to_integer_by_parts(&graph, &x, wide, dtype).unwrap();
+                let [once, by_parts] = [once, by_parts].map(|numbers| {
+                    crate::tensor::evaluate("Astype", [&numbers]).unwrap();
+                    let bytes = hostile.len() * dtype.size();
+                    // SAFETY: evaluated, contiguous and of this many bytes.
+                    unsafe {
+                        let start = mlx_sys::mlx_array_data_uint8(numbers.as_ptr());
+                        std::slice::from_raw_parts(start, bytes).to_vec()
+                    }
+                });
+                assert_eq!(once, by_parts, "{wide} to {dtype}");
+            }
+        }
+    }
 }

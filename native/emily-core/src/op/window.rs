@@ -3,7 +3,7 @@
 
 use super::graph::{count, input, integer, wide, Binary, Graph};
 use super::index::scatter_positions;
-use super::{Inputs, Window, WindowScatter};
+use super::{check_room, Inputs, Window, WindowScatter};
 use crate::build::{Build, Describe};
 use crate::check;
 use crate::dtype::Dtype;
@@ -59,6 +59,7 @@ fn reduce(
         return graph.zeros(&shape, a.dtype_of());
     }
     check::shape(op, &wide(&axes.padded), a.dtype_of())?;
+    check_room(build, op, &axes.padded, a.dtype_of())?;
     let mut reduced = graph.pad(a, &axes.low, &axes.high, &init)?;
     for axis in 0..shape.len() {
         reduced = axes.reduce(&graph, combine, &reduced, axis)?;
@@ -226,6 +227,8 @@ fn select_and_scatter(
     }
     let all = check::size(op, "number of windows", count(&axes.windows) as i64)?;
     check::shape(op, &[all.into(), each.into()], a.dtype_of())?;
+    check_room(build, op, &axes.padded, a.dtype_of())?;
+    check_room(build, op, &[all, each], a.dtype_of())?;
 
     let padded = graph.pad(a, &axes.low, &axes.high, &initial(&graph, init, a.dtype_of())?)?;
     let places = axes.places();
