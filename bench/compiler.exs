@@ -2,8 +2,10 @@
 # Llama-shaped model in every lane, the cost of a call, of a chain of small operations, of a loop and
 # of compiling.
 #
-#     mix run bench/compiler.exs [--rounds 7]
+#     mix run bench/compiler.exs [--rounds 7] [--device gpu --type bf16 --layers 16 --width 2048 --cache 1024]
 #
+# With a device, layers and so on only decoding is measured. PYTHON_MLX names a python3 that imports MLX
+# where the host has one already.
 # Python computes with the OpenBLAS that Emily computes with, on one thread, as a decoding step does
 # here (see bench/decode.exs). Rivals take turns; each number is the median of all repetitions.
 
@@ -15,14 +17,14 @@ defmodule Bench.Llama do
   @head 64
   @vocabulary 2048
 
-  def new(layers, width, cache) do
+  def new(layers, width, cache, type) do
     weight = fn shape ->
       inputs = elem(shape, tuple_size(shape) - 1)
-      Nx.broadcast(Nx.tensor(1.0 / inputs, type: :f32), shape)
+      Nx.broadcast(Nx.tensor(1.0 / inputs, type: type), shape)
     end
 
     hidden = div(width * 11, 4)
-    ones = Nx.broadcast(Nx.tensor(1.0), {width})
+    ones = Nx.broadcast(Nx.tensor(1.0, type: type), {width})
 
     layer = fn ->
       %{
@@ -45,7 +47,7 @@ defmodule Bench.Llama do
       head: weight.({width, @vocabulary})
     }
 
-    {materialise(params), empty_cache(layers, width, cache)}
+    {materialise(params), empty_cache(layers, width, cache, type)}
   end
 
   # One buffer a tensor, as loaded weights have.
@@ -55,17 +57,17 @@ defmodule Bench.Llama do
     end)
   end
 
-  def empty_cache(layers, width, cache) do
+  def empty_cache(layers, width, cache, {_, bits} = type) do
     shape = {1, div(width, @head), cache, @head}
-    zeros = :binary.copy(<<0.0::float-32-native>>, Tuple.product(shape))
-    zero = fn -> Nx.from_binary(zeros, :f32) |> Nx.reshape(shape) end
+    zeros = :binary.copy(<<0::size(bits)>>, Tuple.product(shape))
+    zero = fn -> Nx.from_binary(zeros, type) |> Nx.reshape(shape) end
     List.to_tuple(for _ <- 1..layers, do: {zero.(), zero.()})
   end
 
   def step(token, offset, cache, params) do
     x = Nx.take(params.embedding, token)
     {_, _, length, _} = elem(elem(cache, 0), 0).shape
-    mask = mask(offset, length: length)
+    mask = offset |> mask(length: length) |> Nx.as_type(x.type)
 
     {x, cache} =
       Tuple.to_list(params.layers)
@@ -113,18 +115,34 @@ defmodule Bench.Compiler do
   @sizes [{8, 512}, {4, 256}]
   @cache 256
   @tokens 40
+  @switches [
+    rounds: :integer,
+    device: :string,
+    type: :string,
+    layers: :integer,
+    width: :integer,
+    cache: :integer
+  ]
 
   def run(arguments) do
-    {options, [], []} = OptionParser.parse(arguments, strict: [rounds: :integer])
+    {:ok, _} = Application.ensure_all_started([:nx, :emily])
+    {options, [], []} = OptionParser.parse(arguments, strict: @switches)
     rounds = options[:rounds] || 7
-    Nx.global_default_backend({Emily.Backend, device: :cpu})
-    python = start_python()
-    stream = Emily.Stream.new(:cpu)
+    device = if options[:device] == "gpu", do: :gpu, else: :cpu
+    type = Nx.Type.normalize!(String.to_existing_atom(options[:type] || "f32"))
+    cache = options[:cache] || @cache
+    Nx.global_default_backend({Emily.Backend, device: device})
+    python = start_python(device)
+    stream = Emily.Stream.new(device)
 
     Emily.Stream.with_stream(stream, fn ->
-      for {layers, width} <- @sizes, do: decode(python, layers, width, rounds)
-      calls(python, rounds)
-      compilation()
+      if options[:layers] do
+        decode(python, {options[:layers], options[:width], cache, type}, rounds)
+      else
+        for {layers, width} <- @sizes, do: decode(python, {layers, width, cache, type}, rounds)
+        calls(python, rounds)
+        compilation()
+      end
     end)
 
     send(python, {self(), :close})
@@ -132,8 +150,8 @@ defmodule Bench.Compiler do
 
   ## Decoding
 
-  defp decode(python, layers, width, rounds) do
-    {params, cache} = Bench.Llama.new(layers, width, @cache)
+  defp decode(python, {layers, width, length, type} = model, rounds) do
+    {params, cache} = Bench.Llama.new(layers, width, length, type)
     templates = [Nx.template({1}, :s32), Nx.template({}, :s32), cache, params]
 
     lanes =
@@ -143,11 +161,12 @@ defmodule Bench.Compiler do
 
         {name,
          fn count ->
-           tokens(step, Bench.Llama.empty_cache(layers, width, @cache), params, count)
+           tokens(step, model, params, count)
          end}
       end
 
-    request = %{case: "decode", layers: layers, width: width, cache: @cache}
+    type = Nx.Type.to_string(type)
+    request = %{case: "decode", layers: layers, width: width, cache: length, type: type}
 
     rivals =
       for lane <- ["plain", "compile"] do
@@ -156,7 +175,7 @@ defmodule Bench.Compiler do
 
     times = take_turns(lanes ++ rivals, rounds, @tokens)
 
-    IO.puts("\n#{layers} layers of #{width}, f32, cache #{@cache}: ms a token")
+    IO.puts("\n#{layers} layers of #{width}, #{type}, cache #{length}: ms a token")
 
     for {ours, rival, goal} <- [
           {:native, :plain, 1.0},
@@ -167,12 +186,12 @@ defmodule Bench.Compiler do
     end
   end
 
-  defp tokens(step, cache, params, count) do
-    start = {Nx.tensor([1], type: :s32), cache}
+  defp tokens(step, {layers, width, length, type}, params, count) do
+    start = {Nx.tensor([1], type: :s32), Bench.Llama.empty_cache(layers, width, length, type)}
 
     {times, _last} =
       Enum.map_reduce(0..(count - 1), start, fn offset, {token, cache} ->
-        offset = Nx.tensor(rem(offset, @cache), type: :s32)
+        offset = Nx.tensor(rem(offset, length), type: :s32)
 
         timed(fn ->
           {token, cache} = step.(token, offset, cache, params)
@@ -261,12 +280,14 @@ defmodule Bench.Compiler do
     {(System.monotonic_time(:nanosecond) - start) / 1.0e6, result}
   end
 
-  defp start_python do
-    Port.open({:spawn_executable, Path.join(__DIR__, "reference/python.sh")}, [
+  defp start_python(device) do
+    own = System.get_env("PYTHON_MLX")
+
+    Port.open({:spawn_executable, own || Path.join(__DIR__, "reference/python.sh")}, [
       :binary,
       :exit_status,
       line: 10_000_000,
-      args: [Path.join(__DIR__, "reference/compiler.py")],
+      args: [Path.join(__DIR__, "reference/compiler.py"), to_string(device)],
       env: [{~c"OPENBLAS_NUM_THREADS", ~c"1"}]
     ])
   end

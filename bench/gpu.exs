@@ -2,8 +2,8 @@
 #
 #     mix run bench/gpu.exs [decode|matmul|soak] [--seconds 5] [--layers 24] [--size 2048] [--device gpu]
 #
-# A step is decode-like: x = x + tanh(x w) for every layer, in bf16, for one row; it is built and evaluated by
-# an Elixir process for each stream. The rival is plain Rust threads (native/emily-core/examples/streams.rs,
+# A step is decode-like: x = x + tanh(x w) for every layer, in bf16, for one row; an Elixir process for each
+# stream builds and evaluates it (eager), or calls a defn that Emily.Compiler has compiled (native, fuse). The rival is plain Rust threads (native/emily-core/examples/streams.rs,
 # built with `cargo build --release --package emily-core --example streams`, or EMILY_RIVAL names it).
 # The product's rival is Python's MLX on the same card, where PYTHON_MLX names a python3 that imports it.
 
@@ -14,7 +14,7 @@ defmodule Bench.Gpu do
   @counts [1, 2, 4, 8]
 
   def run(args) do
-    {:ok, _} = Application.ensure_all_started(:emily)
+    {:ok, _} = Application.ensure_all_started([:nx, :emily])
 
     {options, parts, []} =
       OptionParser.parse(args,
@@ -47,11 +47,8 @@ defmodule Bench.Gpu do
   def decode(o) do
     stream = Emily.Stream.new(o.device)
     {x, weights} = inputs(stream.worker, o)
-    expected = chain(stream.worker, x, weights, o)
-    lanes = [eager: &step/3]
-
-    # The compiled step joins here as a second lane: {:compiled, fun} with fun.(worker, x, weights) giving
-    # an evaluated tensor.
+    expected = chain(stream, x, weights, &step/3)
+    lanes = [eager: &step/3] ++ compiled(x, weights)
 
     for {lane, step} <- lanes do
       steady = Task.await(Task.async(fn -> loop(nil, x, weights, step, o) end), :infinity)
@@ -60,13 +57,15 @@ defmodule Bench.Gpu do
       for count <- @counts do
         streams = for _ <- 1..count, do: Emily.Stream.new(o.device)
 
-        for %{worker: w} <- streams, chain(w, x, weights, o) != expected do
+        alone = if lane == :fuse, do: chain(hd(streams), x, weights, step), else: expected
+
+        for stream <- streams, chain(stream, x, weights, step) != alone do
           raise "#{lane}: not bit-equal to one stream"
         end
 
         runs =
           streams
-          |> Enum.map(&Task.async(fn -> loop(&1.worker, x, weights, step, o) end))
+          |> Enum.map(&Task.async(fn -> loop(&1, x, weights, step, o) end))
           |> Task.await_many(:infinity)
 
         row("#{lane}, #{count} streams", runs)
@@ -100,13 +99,46 @@ defmodule Bench.Gpu do
     y
   end
 
-  defp chain(w, x, weights, _o) do
-    Native.to_binary(w, Enum.reduce(1..21, x, fn _, x -> step(w, x, weights) end))
+  # The same as a defn. What is fused rounds less often, so that its bits are its own.
+  defp compiled(x, weights) do
+    tensor = fn ref ->
+      shape = ref |> Emily.shape() |> List.to_tuple()
+      %{Nx.template(shape, @bf16) | data: %Emily.Backend{ref: ref}}
+    end
+
+    body = fn x, weights ->
+      for m <- Tuple.to_list(weights), reduce: x do
+        x -> Nx.add(x, Nx.tanh(Nx.dot(x, m)))
+      end
+    end
+
+    weights = weights |> Enum.map(tensor) |> List.to_tuple()
+    templates = Nx.Defn.Composite.traverse({tensor.(x), weights}, &Nx.to_template/1)
+
+    for {name, fuse} <- [native: false, fuse: true] do
+      opts = [compiler: Emily.Compiler, native_fallback: :raise, fuse: fuse]
+      step = Nx.Defn.compile(body, Tuple.to_list(templates), opts)
+      {name, fn _w, x, _weights -> step.(tensor.(x), weights).data.ref end}
+    end
+  end
+
+  defp chain(stream, x, weights, step) do
+    Emily.Stream.with_stream(stream, fn ->
+      w = stream.worker
+      Native.to_binary(w, Enum.reduce(1..21, x, fn _, x -> step.(w, x, weights) end))
+    end)
   end
 
   # Steps per second and the time of each, once all streams are warm.
-  defp loop(worker, x, weights, step, o) do
-    w = worker || Emily.Stream.worker()
+  defp loop(nil, x, weights, step, o) do
+    steps(Emily.Stream.worker(), x, weights, step, o)
+  end
+
+  defp loop(stream, x, weights, step, o) do
+    Emily.Stream.with_stream(stream, fn -> steps(stream.worker, x, weights, step, o) end)
+  end
+
+  defp steps(w, x, weights, step, o) do
     for _ <- 1..50, do: step.(w, x, weights)
     begin = System.monotonic_time()
     stop = begin + System.convert_time_unit(o.seconds, :second, :native)

@@ -1,10 +1,10 @@
-"""What bench/compiler.exs measures, in Python's MLX on a CPU stream.
+"""What bench/compiler.exs measures, in Python's MLX on a stream of the CPU, or of the GPU: `compiler.py [gpu]`.
 
 Answers every line, a JSON object `{"case": name, ...}`, with a JSON object `{"ms": [...]}`: the
 milliseconds of each repetition.
 
-    decode     one token at a time of a Llama-shaped model: layers, width, cache, count, lane
-               ("plain" or "compile")
+    decode     one token at a time of a Llama-shaped model: layers, width, cache, type ("f32" or
+               "bf16"), count, lane ("plain" or "compile")
     identity   evaluating an array that is evaluated, so many times
     chain      1,000 chained operations on small arrays, built and evaluated
     loop       1,000 iterations, each evaluated
@@ -16,7 +16,7 @@ import time
 
 import mlx.core as mx
 
-mx.set_default_device(mx.cpu)
+mx.set_default_device(mx.gpu if sys.argv[1:] == ["gpu"] else mx.cpu)
 
 HEAD = 64
 VOCABULARY = 2048
@@ -34,17 +34,17 @@ def timed(count, work):
 class Llama:
     """The model of bench/compiler.exs; weights are constant, which costs as much as others."""
 
-    def __init__(self, layers, width, cache):
+    def __init__(self, layers, width, cache, dtype):
         def weight(*shape):
-            return mx.full(shape, 1.0 / shape[-1])
+            return mx.full(shape, 1.0 / shape[-1], dtype)
 
         hidden = width * 11 // 4
         self.width, self.length, self.heads = width, cache, width // HEAD
         self.embedding = weight(VOCABULARY, width)
         self.layers = [
             {
-                "norm1": mx.ones((width,)),
-                "norm2": mx.ones((width,)),
+                "norm1": mx.ones((width,), dtype),
+                "norm2": mx.ones((width,), dtype),
                 **{name: weight(width, width) for name in ("q", "k", "v", "o")},
                 "gate": weight(width, hidden),
                 "up": weight(width, hidden),
@@ -52,10 +52,10 @@ class Llama:
             }
             for _ in range(layers)
         ]
-        self.norm = mx.ones((width,))
+        self.norm = mx.ones((width,), dtype)
         self.head = weight(width, VOCABULARY)
         empty = (1, self.heads, cache, HEAD)
-        self.cache = [(mx.zeros(empty), mx.zeros(empty)) for _ in range(layers)]
+        self.cache = [(mx.zeros(empty, dtype), mx.zeros(empty, dtype)) for _ in range(layers)]
         mx.eval(self.embedding, self.layers, self.norm, self.head, self.cache)
 
     def attend(self, layer, x, offset, cache, mask):
@@ -80,6 +80,7 @@ class Llama:
     def step(self, token, offset, cache):
         x = self.embedding[token]
         mask = mx.where(mx.arange(self.length) <= offset, 0.0, -1e9).reshape(1, 1, 1, -1)
+        mask = mask.astype(x.dtype)
         kept = []
         for layer, old in zip(self.layers, cache):
             y, new = self.attend(layer, mx.fast.rms_norm(x, layer["norm1"], 1e-6), offset, old, mask)
@@ -95,10 +96,11 @@ class Llama:
 MODELS = {}
 
 
-def decode(layers, width, cache, count, lane):
-    key = (layers, width, cache, lane)
+def decode(layers, width, cache, type, count, lane):
+    key = (layers, width, cache, type, lane)
     if key not in MODELS:
-        model = Llama(layers, width, cache)
+        dtype = {"f32": mx.float32, "bf16": mx.bfloat16}[type]
+        model = Llama(layers, width, cache, dtype)
         MODELS[key] = model, mx.compile(model.step) if lane == "compile" else model.step
     model, step = MODELS[key]
     state = {"token": mx.array([1]), "offset": 0, "cache": model.cache}

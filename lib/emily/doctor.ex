@@ -220,8 +220,11 @@ defmodule Emily.Doctor do
   # system's loader has had its say.
   defp why(priv) do
     case :erlang.load_nif(Preflight.library(priv), 0) do
-      {:error, {:load_failed, text}} -> List.to_string(text)
-      _ -> "it loads, but MLX does not start (its reason is above)"
+      {:error, reason} when elem(reason, 0) == :load_failed ->
+        reason |> elem(1) |> List.to_string()
+
+      _ ->
+        "it loads, but MLX does not start (its reason is above)"
     end
   end
 

@@ -710,7 +710,7 @@ defmodule Emily.BackendPropertyTest do
     check all(
             n <- integer(1..4),
             m <- integer(1..3),
-            type <- member_of([{:f, 32}, {:f, 64}, {:c, 64}]),
+            type <- member_of(Emily.TestDevice.types([{:f, 32}, {:f, 64}, {:c, 64}])),
             a <- tensor(type: type, shape: {n, n}, range: {-2, 2}),
             lower <- boolean(),
             left <- boolean(),
@@ -745,7 +745,7 @@ defmodule Emily.BackendPropertyTest do
             batch <- list_of(integer(1..2), max_length: 1),
             m <- integer(1..4),
             n <- integer(1..4),
-            type <- member_of([{:f, 32}, {:f, 64}, {:f, 16}, {:s, 32}]),
+            type <- member_of(Emily.TestDevice.types([{:f, 32}, {:f, 64}, {:f, 16}, {:s, 32}])),
             tensor <- tensor(type: type, shape: List.to_tuple(batch ++ [m, n]), range: {-9, 9})
           ) do
       a = to_emily(tensor)
@@ -784,7 +784,7 @@ defmodule Emily.BackendPropertyTest do
   property "determinant and solve" do
     check all(
             n <- integer(1..4),
-            type <- member_of([{:f, 32}, {:f, 64}]),
+            type <- member_of(Emily.TestDevice.types([{:f, 32}, {:f, 64}])),
             a <- tensor(type: type, shape: {2, n, n}, range: {-2, 2}),
             b <- tensor(type: type, shape: {2, n, 2}, range: {-2, 2})
           ) do
@@ -1004,7 +1004,7 @@ defmodule Emily.BackendPropertyTest do
       bind(
         {each.(integer(sizes)), each.(integer(1..2)), each.(integer(1..2)), each.(integer(1..2)),
          each.(integer(1..2)), each.({integer(paddings), integer(paddings)}),
-         member_of([{:f, 32}, {:f, 16}, {:f, 64}, {:c, 64}, {:s, 32}]),
+         member_of(Emily.TestDevice.types([{:f, 32}, {:f, 16}, {:f, 64}, {:c, 64}, {:s, 32}])),
          shuffled(List.to_tuple(List.duplicate(1, spatial + 2)))},
         fn {sizes, taps, strides, kernel_dilation, input_dilation, padding, type, order} ->
           inverse = order |> Enum.with_index() |> Enum.sort() |> Enum.map(&elem(&1, 1))

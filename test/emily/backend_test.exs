@@ -77,7 +77,8 @@ defmodule Emily.BackendTest do
             {:infinity, {:bf, 16}},
             {:neg_infinity, {:f, 64}},
             {Complex.new(1, :nan), {:c, 64}}
-          ] do
+          ],
+          Emily.TestDevice.types([type]) != [] do
         assert Nx.to_number(Nx.tensor(number, type: type)) == number
       end
     end
@@ -93,7 +94,7 @@ defmodule Emily.BackendTest do
       end
 
       assert_raise ArgumentError, ~r/unsupported dtype \{:c, 128\}/, fn ->
-        Nx.fft(Nx.tensor([1.0, 2.0], type: :f64))
+        Nx.fft(Nx.tensor([1.0, 2.0], type: :f64, backend: {Emily.Backend, device: :cpu}))
       end
     end
 
@@ -351,14 +352,20 @@ defmodule Emily.BackendTest do
             {&Nx.sigmoid/1, &(1 / (1 + :math.exp(-&1)))}
           ] do
         expected = Enum.map(x, erlang)
-        found = Nx.to_flat_list(ours.(Nx.tensor(x, type: :f64)))
+
+        found =
+          Nx.to_flat_list(ours.(Nx.tensor(x, type: :f64, backend: {Emily.Backend, device: :cpu})))
 
         for {a, b} <- Enum.zip(found, expected), b != 0 do
           assert abs(a - b) <= 1.0e-15 * abs(b)
         end
       end
 
-      det = Nx.LinAlg.determinant(Nx.tensor([[2, 1], [1, 1]], type: :f64))
+      det =
+        Nx.LinAlg.determinant(
+          Nx.tensor([[2, 1], [1, 1]], type: :f64, backend: {Emily.Backend, device: :cpu})
+        )
+
       assert Nx.to_number(det) == 1.0
     end
 

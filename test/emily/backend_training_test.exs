@@ -49,7 +49,7 @@ defmodule Emily.BackendTrainingTest do
     expected = losses(Nx.BinaryBackend, params, inputs, loss)
     found = losses(Emily.Backend, params, inputs, loss)
 
-    for {a, b} <- Enum.zip(found, expected), do: assert_in_delta(a, b, 1.0e-4)
+    for {a, b} <- Enum.zip(found, expected), do: assert_in_delta(a, b, Emily.TestDevice.drift())
     assert losses(Emily.Backend, params, inputs, loss, @compiled) == found
     assert List.last(found) < hd(found)
 

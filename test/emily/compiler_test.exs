@@ -312,7 +312,7 @@ defmodule Emily.CompilerTest do
   test "a hook in a loop, which computes on the same stream" do
     parent = self()
     step = fn t -> send(parent, {:step, Nx.to_number(Nx.multiply(t, 10))}) end
-    stream = Emily.Stream.new(:cpu)
+    stream = Emily.Stream.new(Emily.TestDevice.device())
 
     Emily.Stream.with_stream(stream, fn ->
       assert Nx.to_number(jit(&hooked_loop/1, hooks: %{step: step}).(0)) == 3
@@ -556,7 +556,7 @@ defmodule Emily.CompilerTest do
     expected = Nx.to_binary(fun.(x, n))
 
     run = fn _ ->
-      Emily.Stream.with_stream(Emily.Stream.new(:cpu), fn ->
+      Emily.Stream.with_stream(Emily.Stream.new(Emily.TestDevice.device()), fn ->
         for _ <- 1..10, do: assert(Nx.to_binary(fun.(x, n)) == expected)
       end)
     end
@@ -600,7 +600,7 @@ defmodule Emily.CompilerTest do
     1..8
     |> Task.async_stream(
       fn _ ->
-        stream = Emily.Stream.new(:cpu)
+        stream = Emily.Stream.new(Emily.TestDevice.device())
 
         Emily.Stream.with_stream(stream, fn ->
           for _ <- 1..20, do: assert(Nx.to_binary(fun.(x)) == expected)
@@ -613,7 +613,7 @@ defmodule Emily.CompilerTest do
   end
 
   test "a closed stream refuses, the program is fine elsewhere" do
-    stream = Emily.Stream.new(:cpu)
+    stream = Emily.Stream.new(Emily.TestDevice.device())
     Emily.Stream.close(stream)
     fun = jit(&Nx.multiply(&1, 2))
     assert Nx.to_number(fun.(2)) == 4

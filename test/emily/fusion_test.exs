@@ -9,7 +9,7 @@ defmodule Emily.FusionTest do
   @script """
   alias Emily.Native.{Call, Nif}
   {:ok, _} = Application.ensure_all_started(:emily)
-  w = Emily.Stream.new(:cpu).worker
+  w = Emily.Stream.new(Emily.TestDevice.device()).worker
   steps = [{:apply, :add, [0, 0], 1}, {:apply, :square, [1], 1}, {:apply, :negative, [2], 1}]
   program = Call.compile_program(w, [{[2], {:f, 32}}], [], steps, [3], true)
   x = Emily.from_binary(<<1.0::float-32-native, 2.0::float-32-native>>, [2], {:f, 32})

@@ -79,8 +79,10 @@ defmodule Emily.NativeContractTest do
       f = Elements.tensor([1.0, 2.0], {:f, 32})
       m = Elements.tensor([1.0, 2.0, 3.0, 4.0], {:f, 32}, [2, 2])
       zero = Elements.tensor([0], {:s, 32})
-      # A view that takes no memory, of elements that no memory holds.
-      wide = Native.broadcast_to(w, Elements.tensor([1.0], {:f, 32}), [100_000, 100_000])
+
+      # Kernels of a CPU count elements with 32 bits. A view that takes no memory, of more than that:
+      host = Emily.Stream.new(:cpu).worker
+      wide = Native.broadcast_to(host, Elements.tensor([1.0], {:f, 32}), [100_000, 100_000])
 
       for {fun, text} <- [
             {fn -> Native.add(w, f, Elements.tensor([1.0, 2.0, 3.0], {:f, 32})) end,
@@ -109,15 +111,15 @@ defmodule Emily.NativeContractTest do
             {fn -> Native.zeros(w, List.duplicate(2_147_483_647, 4), {:f, 32}) end,
              "zeros: wrong shape, expected at most"},
             {fn -> Native.eye(w, 2_147_483_648, 1, 0, {:f, 32}) end, "eye: wrong rows"},
-            {fn -> Native.zeros(w, [2_147_483_647, 2], {:u, 8}) end,
+            {fn -> Native.zeros(host, [2_147_483_647, 2], {:u, 8}) end,
              "zeros: wrong shape, expected at most 2147483647 elements"},
-            {fn -> Native.eye(w, 100_000, 100_000, 0, {:f, 32}) end, "eye: wrong shape"},
-            {fn -> Native.contiguous(w, wide) end, "contiguous: wrong shape"},
-            {fn -> Native.concatenate(w, [wide, wide], 0) end, "concatenate: wrong shape"},
-            {fn -> Native.take(w, wide, Native.broadcast_to(w, zero, [100_000]), 0) end,
+            {fn -> Native.eye(host, 100_000, 100_000, 0, {:f, 32}) end, "eye: wrong shape"},
+            {fn -> Native.contiguous(host, wide) end, "contiguous: wrong shape"},
+            {fn -> Native.concatenate(host, [wide, wide], 0) end, "concatenate: wrong shape"},
+            {fn -> Native.take(host, wide, Native.broadcast_to(host, zero, [100_000]), 0) end,
              "take: wrong shape"},
-            {fn -> Native.to_binary(w, wide) end, "contiguous: wrong shape"},
-            {fn -> Native.linalg_qr(w, wide) end, "linalg_qr: wrong shape"},
+            {fn -> Native.to_binary(host, wide) end, "contiguous: wrong shape"},
+            {fn -> Native.linalg_qr(host, wide) end, "linalg_qr: wrong shape"},
             {fn -> Native.matmul(w, m, Elements.tensor([1.0, 2.0, 3.0], {:f, 32})) end,
              "matmul: "},
             {fn -> Native.transpose(w, m, [0, 0]) end, "transpose: wrong axes"},

@@ -12,7 +12,7 @@ defmodule Emily.NativeProgramMemoryTest do
   @cache_bytes @rows * 1_024 * 4
 
   setup do
-    {:ok, w: Emily.Stream.new(:cpu).worker}
+    {:ok, w: Emily.Stream.new(Emily.TestDevice.device()).worker}
   end
 
   defp active do

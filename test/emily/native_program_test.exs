@@ -11,7 +11,7 @@ defmodule Emily.NativeProgramTest do
   @s32 {:s, 32}
 
   setup do
-    {:ok, w: Emily.Stream.new(:cpu).worker}
+    {:ok, w: Emily.Stream.new(Emily.TestDevice.device()).worker}
   end
 
   defp f32(numbers), do: Elements.tensor(numbers, @f32)
@@ -160,7 +160,7 @@ defmodule Emily.NativeProgramTest do
 
   describe "a question" do
     test "may be answered with a tensor of another stream", %{w: w} do
-      other = Emily.Stream.new(:cpu).worker
+      other = Emily.Stream.new(Emily.TestDevice.device()).worker
       ten = scalar(10, @s32)
       on_call = fn 3, [x] -> [Native.multiply(other, x, ten)] end
       assert [product] = Call.run_program(w, asking(w, 3), [scalar(7, @s32)], on_call)
@@ -198,7 +198,7 @@ defmodule Emily.NativeProgramTest do
     end
 
     test "is answered once, by the stream that asked", %{w: w} do
-      other = Emily.Stream.new(:cpu).worker
+      other = Emily.Stream.new(Emily.TestDevice.device()).worker
       {:ok, _job} = Nif.program_run(w, asking(w, 3), [scalar(7, @s32)], :wait, :tag)
       assert_receive {:tag, {:call, run, 3, [_]}}
       answer = [scalar(8, @s32)]
@@ -244,7 +244,7 @@ defmodule Emily.NativeProgramTest do
 
   describe "a long program" do
     test "stops when its stream is closed" do
-      stream = Emily.Stream.new(:cpu)
+      stream = Emily.Stream.new(Emily.TestDevice.device())
       w = stream.worker
       program = endless(w)
       task = Task.async(fn -> caught(fn -> run(w, program, [scalar(1.0)]) end) end)
@@ -304,7 +304,7 @@ defmodule Emily.NativeProgramTest do
     end
 
     test "takes lazy constants and inputs of any stream", %{w: w} do
-      other = Emily.Stream.new(:cpu).worker
+      other = Emily.Stream.new(Emily.TestDevice.device()).worker
       lazy = fn -> Native.add(other, f32([1.0, 2.0]), f32([1.0, 2.0])) end
       program = compile(w, [{[2], @f32}], [lazy.()], [{:apply, :multiply, [0, 1], 1}], [2])
       assert [product] = run(w, program, [lazy.()])
@@ -348,7 +348,7 @@ defmodule Emily.NativeProgramTest do
       streams =
         for _ <- 1..4 do
           Task.async(fn ->
-            own = Emily.Stream.new(:cpu).worker
+            own = Emily.Stream.new(Emily.TestDevice.device()).worker
 
             for _ <- 1..2_500, reduce: true do
               same? ->
@@ -375,7 +375,7 @@ defmodule Emily.NativeProgramTest do
     end
 
     test "goes to other streams", %{w: w} do
-      other = Emily.Stream.new(:cpu).worker
+      other = Emily.Stream.new(Emily.TestDevice.device()).worker
       x = f32([1.0, 2.0])
       lazy = Native.add(w, x, x)
       Call.async_eval(w, [lazy])
@@ -422,7 +422,7 @@ defmodule Emily.NativeProgramTest do
     end
 
     test "by Emily.async_eval, on the caller's stream" do
-      stream = Emily.Stream.new(:cpu)
+      stream = Emily.Stream.new(Emily.TestDevice.device())
       x = f32([1.0, 2.0])
 
       Emily.Stream.with_stream(stream, fn ->

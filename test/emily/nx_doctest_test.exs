@@ -43,6 +43,36 @@ defmodule Emily.NxDoctestTest do
   # MLX has no complex numbers of two doubles.
   unsupported = [{"Nx.Constants.i/2", 2}]
 
+  # No GPU computes with doubles.
+  doubles =
+    for(
+      name <-
+        ~w(acos acosh asin asinh atan atanh cbrt cos cosh erf exp expm1 log rsqrt sigmoid sin sinh
+                 sqrt tan tanh),
+      place <- [1, 2],
+      do: {"Nx.#{name}/1", place}
+    ) ++
+      for(
+        name <- ~w(e/2 epsilon/2 euler_gamma/2 pi/2 smallest_positive_normal/2),
+        do: {"Nx.Constants.#{name}", 1}
+      ) ++
+      [
+        {"Nx.Constants.infinity/2", 5},
+        {"Nx.Constants.nan/2", 5},
+        {"Nx.Constants.neg_infinity/2", 5},
+        {"Nx.all_close/3", 10},
+        {"Nx.all_close/3", 11},
+        {"Nx.as_type/2", 5},
+        {"Nx.as_type/2", 8},
+        {"Nx.as_type/2", 9},
+        {"Nx.atan2/2", 4},
+        {"Nx.erfc/1", 1},
+        {"Nx.from_binary/3", 2},
+        {"Nx.iota/2", 6},
+        {"Nx.log1p/1", 1},
+        {"Nx.tensor/2", 14}
+      ]
+
   setup do
     Nx.default_backend(Emily.Backend)
     :ok
@@ -60,7 +90,8 @@ defmodule Emily.NxDoctestTest do
           {"precision of Nx's approximation", approximation},
           {"free choice of a sign or basis", convention},
           {"raised when computed", lazy},
-          {"type that MLX lacks", unsupported}
+          {"type that MLX lacks", unsupported},
+          {"doubles on a GPU", if(Emily.TestDevice.gpu?(), do: doubles, else: [])}
         ],
         name <- names,
         into: %{},

@@ -22,6 +22,9 @@ defmodule Emily.TestDevice do
   @doc "Types that the device computes with: MLX has no f64 on a GPU."
   def types(types), do: if(gpu?(), do: Enum.reject(types, &(&1 == {:f, 64})), else: types)
 
+  @doc "The device that computes with all of the types."
+  def for_types(types), do: if(types(types) == types, do: device(), else: :cpu)
+
   @doc """
   The relative and absolute difference between floats of a type that a few roundings make.
 
@@ -34,4 +37,11 @@ defmodule Emily.TestDevice do
   def tolerance({:bf, 16}), do: if(gpu?(), do: 6.0e-2, else: 3.0e-2)
   def tolerance({:f, 64}), do: 1.0e-11
   def tolerance(_), do: 0
+
+  @doc "The relative difference that a GPU's products make where a CPU's are exact to the last roundings."
+  def coarseness({:f, 64}), do: 0
+  def coarseness(type), do: if(gpu?(), do: tolerance(type), else: 0)
+
+  @doc "The difference of a loss after some steps of training in f32."
+  def drift, do: if(gpu?(), do: 2.0e-3, else: 1.0e-4)
 end

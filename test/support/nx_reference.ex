@@ -147,15 +147,18 @@ defmodule Emily.NxReference do
   end
 
   defp on_emily(fun, inputs) do
-    backend = {Emily.Backend, device: :cpu}
+    device = Emily.TestDevice.for_types(Enum.map(inputs, & &1.type))
+    backend = {Emily.Backend, device: device}
 
-    Nx.with_default_backend(backend, fn ->
-      result = apply(fun, Enum.map(inputs, &Nx.backend_copy(&1, backend)))
+    Emily.Stream.with_stream(Emily.Stream.new(device), fn ->
+      Nx.with_default_backend(backend, fn ->
+        result = apply(fun, Enum.map(inputs, &Nx.backend_copy(&1, backend)))
 
-      for tensor <- if(is_tuple(result), do: Tuple.to_list(result), else: [result]),
-          do: assert(%Emily.Backend{} = tensor.data)
+        for tensor <- if(is_tuple(result), do: Tuple.to_list(result), else: [result]),
+            do: assert(%Emily.Backend{} = tensor.data)
 
-      result
+        result
+      end)
     end)
   end
 
@@ -168,7 +171,7 @@ defmodule Emily.NxReference do
 
   defp assert_within(actual, expected, roundings, lane) do
     found = relative_error(actual, expected)
-    bound = 1.01 * roundings * @unit[actual.type]
+    bound = max(1.01 * roundings * @unit[actual.type], Emily.TestDevice.coarseness(actual.type))
 
     assert found <= bound,
            "#{inspect(lane)} #{inspect(actual.type)} #{inspect(actual.shape)}: error #{found} > #{bound}"

@@ -27,7 +27,9 @@ defmodule Emily.Bundle.Fatbin do
 
     if length(other) == length(codes) do
       cards = for({_, _, @machine_code, card} <- codes, uniq: true, do: card) |> Enum.sort()
-      raise ArgumentError, "no kernels for card #{arch}, there are some for #{inspect(cards)}"
+
+      raise ArgumentError,
+            "no kernels for card #{arch}, there are some for #{inspect(cards, charlists: :as_lists)}"
     end
 
     blank(library, 0, other) |> IO.iodata_to_binary()

@@ -79,7 +79,10 @@ fn prepare() -> Result<()> {
     let build = lease.slot().build(device);
     let fill = Fill { shape: vec![1], dtype: Dtype::Float32 };
     let zero = Op::Zeros(fill).build(&build, &[])?;
-    evaluate("Start", [&Op::Exp.build(&build, &[Some(&zero)])?])?;
+    let one = Op::Exp.build(&build, &[Some(&zero)])?;
+    // There and back between the devices, since that has statics too.
+    let on_host = Op::Exp.build(&build.on_cpu(), &[Some(&one)])?;
+    evaluate("Start", [&Op::Exp.build(&build, &[Some(&on_host)])?])?;
     halt::register();
     Ok(())
 }
@@ -96,7 +99,10 @@ fn reap(remains: &Receiver<Remains>) {
 
 fn end(remains: Remains) {
     match remains {
-        Remains::Array(array) => halt::free(array),
+        Remains::Array(array) => {
+            wait_until_computed(&array);
+            halt::free(array);
+        }
         Remains::Arrays(arrays) => halt::free(arrays),
         Remains::Thread(handle) => {
             // A panic of a worker's thread was reported by its jobs.
@@ -111,7 +117,18 @@ fn end(remains: Remains) {
     }
 }
 
-/// Frees an array soon.
+/// A buffer that is freed is somebody else's next: what a stream still writes to it has to be written.
+fn wait_until_computed(array: &Array) {
+    // SAFETY: the handle holds an array, and is the last one where it is in flight.
+    unsafe {
+        if mlx_sys::emily_array_is_in_flight(array.as_ptr()) {
+            // Its failure has nobody to be told.
+            mlx_sys::_mlx_array_wait(array.as_ptr());
+        }
+    }
+}
+
+/// Frees an array soon, once it is computed where it is being computed.
 pub(crate) fn free(array: Array) {
     // The reaper lives as long as the process, so that the send cannot fail.
     let _ = queue().send(Remains::Array(array));

@@ -55,6 +55,13 @@ pub(crate) fn has_scheduled() -> bool {
     SCHEDULED.load(Ordering::Relaxed)
 }
 
+/// Waits for what was scheduled on a slot that the caller holds. MLX looks the streams up for it, so that
+/// none may be made meanwhile.
+pub(crate) fn synchronize(slot: &Slot) -> Result<()> {
+    let _gate = evaluating();
+    slot.synchronize()
+}
+
 /// Waits for what was scheduled on all slots. No evaluation may run.
 pub(crate) fn synchronize_all() {
     let slots = pool().all.clone();
@@ -111,8 +118,8 @@ impl Slot {
         Build::new(device, self.cpu, self.gpu)
     }
 
-    /// Waits for what was scheduled and never waited for.
-    pub(crate) fn synchronize(&self) -> Result<()> {
+    /// Waits for what was scheduled and never waited for. No stream may be made meanwhile.
+    fn synchronize(&self) -> Result<()> {
         for stream in [Some(self.cpu), self.gpu].into_iter().flatten() {
             // SAFETY: a live stream, whose slot the caller holds.
             mlx::check("Stream", unsafe { mlx_sys::mlx_synchronize(stream) })?;

@@ -239,7 +239,11 @@ impl Tensor {
         let taken = self.0.array.write().take();
         match taken {
             Some(SharedArray(array)) => {
-                halt::free(array);
+                if self.device().has_memory_of_its_own() && is_in_flight(&array) {
+                    reaper::free(array);
+                } else {
+                    halt::free(array);
+                }
                 true
             }
             None => false,
@@ -358,13 +362,20 @@ impl Drop for Inner {
             home.remove(bytes);
         }
         let Some(SharedArray(array)) = self.array.get_mut().take() else { return };
-        let weight = if self.ready.load(Ordering::Acquire) {
-            Weight { bytes, nodes: 0 }
+        if self.ready.load(Ordering::Acquire) {
+            free(array, Weight { bytes, nodes: 0 });
+        } else if self.device.has_memory_of_its_own() && is_in_flight(&array) {
+            reaper::free(array);
         } else {
-            self.graph
-        };
-        free(array, weight);
+            free(array, self.graph);
+        }
     }
+}
+
+/// Whether the last handle of an array may not be dropped yet; the reaper waits until it may.
+fn is_in_flight(array: &Array) -> bool {
+    // SAFETY: the handle holds an array.
+    unsafe { mlx_sys::emily_array_is_in_flight(array.as_ptr()) }
 }
 
 /// Frees here or on the reaper's thread, never long on a scheduler that collects garbage.

@@ -18,7 +18,7 @@ use crate::program::{self, Input, Mode, Program, Run};
 use crate::queue::{Jobs, Queue, Refusal};
 use crate::reaper;
 use crate::reply::{Reply, Value};
-use crate::slot::{Home, Lease, Occupied, Slot};
+use crate::slot::{self, Home, Lease, Occupied, Slot};
 use crate::tensor::Tensor;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -281,7 +281,7 @@ fn run(worker: &Arc<Worker>, lease: Lease, jobs: &Jobs<Job>) {
     worker.home.build().set_default();
     worker.queue.serve(jobs, |job| perform(worker, job), |job| refuse(worker, job));
     // What was scheduled without anybody waiting and failed has nobody to be told.
-    let _ = worker.slot().synchronize();
+    let _ = slot::synchronize(worker.slot());
     program::clear_traces();
     drop(lease);
     let handle = worker.thread.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take();

@@ -33,6 +33,10 @@ extern "C" {
         gguf: mlx_io_gguf,
     ) -> std::os::raw::c_int;
 
+    /// Whether an array whose last handle this is was scheduled and is still being computed. Of others it
+    /// is false. The handle must hold an array.
+    pub fn emily_array_is_in_flight(array: mlx_array) -> bool;
+
     /// Copies the first `bytes` bytes of an evaluated, row-contiguous array of MLX's CUDA build. To be
     /// called where the array has just been evaluated: the thread has the device's context then.
     pub fn emily_cuda_read(
