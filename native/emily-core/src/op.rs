@@ -37,6 +37,7 @@ mod fast;
 mod fft;
 mod graph;
 mod index;
+pub(crate) use index::Sharing;
 mod integer;
 mod linalg;
 mod quant;

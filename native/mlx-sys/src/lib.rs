@@ -33,6 +33,9 @@ extern "C" {
         gguf: mlx_io_gguf,
     ) -> std::os::raw::c_int;
 
+    /// What tells an array from all others that live. The handle must hold one.
+    pub fn emily_array_id(array: mlx_array) -> usize;
+
     /// Whether an array whose last handle this is was scheduled and is still being computed. Of others it
     /// is false. The handle must hold an array.
     pub fn emily_array_is_in_flight(array: mlx_array) -> bool;

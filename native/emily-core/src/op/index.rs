@@ -1,9 +1,11 @@
 //! Slices, and elements picked by index.
 
 mod bounds;
+mod start;
 mod update;
 
 pub(super) use bounds::clamped_unsigned;
+pub(crate) use start::Sharing;
 pub(super) use update::{
     put_along_axis, scatter, scatter_add, scatter_add_axis, scatter_max, scatter_min,
     scatter_positions, scatter_prod,
@@ -153,14 +155,16 @@ fn clamped_start(graph: &Graph, start: &Array, axes: &[i32], room: &[i64]) -> Re
     // In the start's own dtype no limit can overflow: what it cannot hold limits nothing.
     let greatest = range(dtype).1.min(i64::MAX.into()) as i64;
     let limits: Vec<i64> = axes.iter().map(|&axis| room[axis as usize].min(greatest)).collect();
-    let start = graph.reshape(start, &[axes.len() as i32])?;
-    let start = graph.binary(mlx_sys::mlx_minimum, &start, &integers(&limits, dtype))?;
-    let start = if dtype.is_signed_integer() {
-        graph.binary(mlx_sys::mlx_maximum, &start, &integers(&vec![0; axes.len()], dtype))?
-    } else {
-        start
-    };
-    graph.astype(&start, Dtype::Int32)
+    start::shared(graph.op, start, &limits, || {
+        let start = graph.reshape(start, &[axes.len() as i32])?;
+        let start = graph.binary(mlx_sys::mlx_minimum, &start, &integers(&limits, dtype))?;
+        let start = if dtype.is_signed_integer() {
+            graph.binary(mlx_sys::mlx_maximum, &start, &integers(&vec![0; axes.len()], dtype))?
+        } else {
+            start
+        };
+        graph.astype(&start, Dtype::Int32)
+    })
 }
 
 /// Elements along an axis: the shape of the indices, of any integer dtype, takes the axis' place.

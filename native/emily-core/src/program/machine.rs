@@ -6,7 +6,7 @@ use super::{Program, Step, Template, OP};
 use crate::build::{Build, Describe};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use crate::op::{Cast, Op};
+use crate::op::{Cast, Op, Sharing};
 use crate::tensor::{copy_handle, evaluate};
 use mlx_rs::Array;
 use smallvec::SmallVec;
@@ -201,6 +201,7 @@ impl Frame {
         build: &Build,
         go_on: GoOn,
     ) -> Result<()> {
+        let _sharing = Sharing::begin();
         let mut unasked = 0;
         while let Some(step) = program.steps.get(self.position) {
             match step {
