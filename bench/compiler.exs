@@ -129,7 +129,7 @@ defmodule Bench.Compiler do
     {options, [], []} = OptionParser.parse(arguments, strict: @switches)
     rounds = options[:rounds] || 7
     device = if options[:device] == "gpu", do: :gpu, else: :cpu
-    type = Nx.Type.normalize!(String.to_existing_atom(options[:type] || "f32"))
+    type = Map.fetch!(%{"f32" => {:f, 32}, "bf16" => {:bf, 16}}, options[:type] || "f32")
     cache = options[:cache] || @cache
     Nx.global_default_backend({Emily.Backend, device: device})
     python = start_python(device)

@@ -103,6 +103,7 @@ defmodule Emily.Bumblebee.FastKernelsTest do
     {_, compiled} = Axon.build(fast, compiler: Emily.Compiler)
     assert names(fast_init.(inputs, Axon.ModelState.empty())) == names(params)
     expected = predict.(params, inputs)
+    bound = max(bound, Emily.TestDevice.coarseness({:f, 32}))
 
     for {backend, fast_predict} <- [
           {Nx.BinaryBackend, evaluated},

@@ -80,9 +80,9 @@ defmodule Emily.MemoryTest do
     eventually(fn -> settled_active() < before + @megabyte end)
   end
 
-  # On a card of its own memory a read is a copy.
+  @tag skip: Emily.TestDevice.gpu?() && "a read from a card's own memory is a copy"
   test "a binary that was read keeps its buffer, and gives it back" do
-    worker = Stream.new(:cpu).worker
+    worker = Stream.new(Emily.TestDevice.device()).worker
     before = Memory.stats().active
 
     {pid, monitor} =

@@ -43,6 +43,11 @@ defmodule Emily.NxDoctestTest do
   # MLX has no complex numbers of two doubles.
   unsupported = [{"Nx.Constants.i/2", 2}]
 
+  # The same digits, as a GPU has them.
+  rounding_on_gpu =
+    [{"Nx.phase/1", 1}, {"Nx.phase/1", 3}] ++
+      for(place <- [5, 6, 8], do: {"Nx.logsumexp/2", place})
+
   # No GPU computes with doubles.
   doubles =
     for(
@@ -91,6 +96,7 @@ defmodule Emily.NxDoctestTest do
           {"free choice of a sign or basis", convention},
           {"raised when computed", lazy},
           {"type that MLX lacks", unsupported},
+          {"rounding on a GPU", if(Emily.TestDevice.gpu?(), do: rounding_on_gpu, else: [])},
           {"doubles on a GPU", if(Emily.TestDevice.gpu?(), do: doubles, else: [])}
         ],
         name <- names,
