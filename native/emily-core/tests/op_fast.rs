@@ -4,7 +4,7 @@ mod support;
 
 use emily_core::dtype::Dtype;
 use emily_core::error::Kind;
-use emily_core::op::{Attention, Cast, Epsilon, Op, Rope, RopeInt};
+use emily_core::op::{Attention, Axes, Cast, Epsilon, Op, Rope, RopeInt};
 use mlx_rs::Array;
 use support::*;
 
@@ -293,7 +293,8 @@ fn attended(
 
 #[test]
 fn attention_with_all_its_options() {
-    for (h, n, q, k) in [(2, 2, 3, 3), (4, 2, 3, 5), (3, 1, 1, 4)] {
+    // Few queries and, on a CPU, more than its own kernel takes.
+    for (h, n, q, k) in [(2, 2, 3, 3), (4, 2, 3, 5), (3, 1, 1, 4), (4, 2, 9, 10)] {
         let sizes = Sizes { b: 2, h, n, q, k, d: 4, e: 5 };
         let queries = numbers(2 * h * q * 4, 7);
         let keys = numbers(2 * n * k * 4, 8);
@@ -407,4 +408,67 @@ fn attention_that_makes_no_sense_is_refused() {
     sinks(&scalar(0f32));
     sinks(&vector(&[0i32; 4]));
     refuses_some(op(), &[Some(&q), Some(&k), None]);
+}
+
+/// The array with its last two axes in memory the other way round.
+fn turned(array: &Array) -> Array {
+    let axes = |array: &Array| {
+        let mut axes: Vec<i64> = (0..array.ndim() as i64).collect();
+        axes.reverse();
+        Op::Transpose(Axes { axes })
+    };
+    let there = run(axes(array), &[array]).unwrap();
+    let lying = run(Op::Contiguous, &[&there]).unwrap();
+    run(axes(&lying), &[&lying]).unwrap()
+}
+
+#[test]
+fn inputs_of_any_strides_have_the_same_bits() {
+    let same = |op: fn() -> Op, inputs: &[&Array]| {
+        for dtype in [Dtype::Float32, Dtype::Bfloat16, Dtype::Float16] {
+            let plain: Vec<Array> = inputs.iter().map(|input| cast(input, dtype)).collect();
+            let turned: Vec<Array> = plain.iter().map(turned).collect();
+            let expected = run(op(), &plain.iter().collect::<Vec<_>>()).unwrap();
+            let got = run(op(), &turned.iter().collect::<Vec<_>>()).unwrap();
+            assert_eq!(doubles(&got), doubles(&expected), "{:?} of {dtype:?}", op());
+        }
+    };
+    let (x, w) = (array(&numbers(120, 12), &[2, 3, 20]), array(&numbers(20, 13), &[20]));
+    same(|| Op::FastRmsNorm(Epsilon { eps: 1e-5 }), &[&x, &w]);
+    same(|| Op::FastLayerNorm(Epsilon { eps: 1e-5 }), &[&x, &w, &w]);
+    same(|| rope_int(8, false, Some(100.0), 1.0, 3), &[&x]);
+    same(|| rope_int(20, true, Some(100.0), 1.0, 3), &[&x]);
+    let (q, k, v) = (
+        array(&numbers(48, 14), &[2, 4, 2, 3]),
+        array(&numbers(60, 15), &[2, 2, 5, 3]),
+        array(&numbers(80, 16), &[2, 2, 5, 4]),
+    );
+    let mask = array(&numbers(20, 17), &[2, 1, 2, 5]);
+    same(|| attention(0.5, false), &[&q, &k, &v, &mask]);
+    same(|| attention(0.5, true), &[&q, &k, &v]);
+}
+
+#[test]
+fn a_query_that_sees_no_key_sees_all_alike() {
+    // The first of three queries comes before both keys.
+    let (q, k) = (array(&[1.0; 3], &[1, 1, 3, 1]), array(&[1.0, 5.0], &[1, 1, 2, 1]));
+    let v = array(&[2.0, 4.0], &[1, 1, 2, 1]);
+    let got = run(attention(1.0, true), &[&q, &k, &v]).unwrap();
+    let last = (2.0 + 4.0 * 4f64.exp()) / (1.0 + 4f64.exp());
+    assert_close(&doubles(&got), &[3.0, 2.0, last], 1e-5);
+    let none = vector(&[false, false]);
+    let got = run(attention(1.0, false), &[&q, &k, &v, &none]).unwrap();
+    assert_close(&doubles(&got), &[3.0; 3], 1e-5);
+}
+
+#[test]
+fn numbers_that_are_none_stay_none() {
+    let x = array(&[1.0, f64::NAN, 3.0, 4.0, 0.0, 0.0, 0.0, 0.0], &[2, 4]);
+    let got = doubles(&run(Op::FastRmsNorm(Epsilon { eps: 1.0 }), &[&x]).unwrap());
+    assert!(got[..4].iter().all(|x| x.is_nan()), "{got:?}");
+    assert_eq!(got[4..], [0.0; 4]);
+    let k = array(&[1.0, f64::NAN], &[1, 1, 2, 1]);
+    let q = array(&[1.0], &[1, 1, 1, 1]);
+    let got = doubles(&run(attention(1.0, false), &[&q, &k, &k]).unwrap());
+    assert!(got[0].is_nan());
 }

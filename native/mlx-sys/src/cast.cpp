@@ -4,20 +4,12 @@
 #include <cstdint>
 #include <limits>
 
+#include "kernel.h"
 #include "mlx/backend/common/unary.h"
-#include "mlx/backend/cpu/encoder.h"
-#include "mlx/c/error.h"
-#include "mlx/c/private/mlx.h"
-#include "mlx/primitives.h"
-
-// g++ vectorises the loop from -O3 on, and only where a comparison with a NaN may stay unnoticed.
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC optimize("O3", "no-trapping-math")
-#endif
 
 namespace {
 
-namespace mx = mlx::core;
+using namespace emily;
 
 template <typename From, typename To>
 To saturated(From x) {
@@ -45,21 +37,13 @@ void convert(const mx::array& in, mx::array& out) {
     }
     return;
   }
-  // Row by row of the last axis. A scalar is contiguous, so that there is one.
-  const int last = in.ndim() - 1;
-  const int64_t length = in.shape(last), stride = in.strides(last);
-  mx::Shape row(in.ndim(), 0);
-  for (size_t done = 0; done < in.size(); done += length) {
+  // A scalar is contiguous, so that there is a last axis.
+  const int64_t length = in.shape(-1), stride = in.strides(-1);
+  Parts rows(in, 1);
+  for (size_t done = 0; done < in.size(); done += length, rows.next()) {
+    const From* row = from + rows.offset();
     for (int64_t i = 0; i < length; ++i) {
-      to[done + i] = saturated<From, To>(from[i * stride]);
-    }
-    for (int axis = last - 1; axis >= 0; --axis) {
-      from += in.strides(axis);
-      if (++row[axis] < in.shape(axis)) {
-        break;
-      }
-      from -= in.strides(axis) * in.shape(axis);
-      row[axis] = 0;
+      to[done + i] = saturated<From, To>(row[i * stride]);
     }
   }
 }
@@ -86,9 +70,9 @@ void convert_to(const mx::array& in, mx::array& out) {
   }
 }
 
-class SaturatingCast : public mx::UnaryPrimitive {
+class SaturatingCast : public CpuPrimitive {
  public:
-  explicit SaturatingCast(mx::Stream stream) : UnaryPrimitive(stream) {}
+  using CpuPrimitive::CpuPrimitive;
 
   void eval_cpu(const std::vector<mx::array>& inputs, mx::array& out) override {
     mx::set_unary_output_data(inputs[0], out);
@@ -101,10 +85,6 @@ class SaturatingCast : public mx::UnaryPrimitive {
         convert_to<float>(in, out);
       }
     });
-  }
-
-  void eval_gpu(const std::vector<mx::array>&, mx::array&) override {
-    throw std::runtime_error("a saturating cast is computed on a CPU stream only");
   }
 
   const char* name() const override {
@@ -132,19 +112,14 @@ extern "C" int emily_saturating_cast(
     const mlx_array a,
     mlx_dtype dtype,
     const mlx_stream s) {
-  try {
+  return make_node(res, [&] {
     const auto& in = mlx_array_get_(a);
     const auto to = mlx_dtype_to_cpp(dtype);
-    const auto stream = mlx_stream_get_(s);
     const bool is_float = in.dtype() == mx::float32 || in.dtype() == mx::float64;
-    if (!is_float || !is_integer(to) || stream.device != mx::Device::cpu) {
-      throw std::invalid_argument("a saturating cast takes f32 or f64 to integers, on the CPU");
+    if (!is_float || !is_integer(to)) {
+      throw std::invalid_argument("a saturating cast takes f32 or f64 to integers");
     }
-    mlx_array_set_(
-        *res, mx::array(in.shape(), to, std::make_shared<SaturatingCast>(stream), {in}));
-    return 0;
-  } catch (std::exception& e) {
-    mlx_error(e.what());
-    return 1;
-  }
+    auto node = std::make_shared<SaturatingCast>(cpu_stream(s));
+    return mx::array(in.shape(), to, std::move(node), {in});
+  });
 }

@@ -23,6 +23,55 @@ extern "C" {
         s: mlx_stream,
     ) -> std::os::raw::c_int;
 
+    /// `x / sqrt(mean(x^2) + eps) * weight` along the last axis, on a CPU stream; the weight, a vector of x's
+    /// dtype (f32, f16 or bf16), may be null.
+    pub fn emily_rms_norm(
+        res: *mut mlx_array,
+        x: mlx_array,
+        weight: mlx_array,
+        eps: f32,
+        s: mlx_stream,
+    ) -> std::os::raw::c_int;
+
+    /// `(x - mean(x)) / sqrt(variance(x) + eps) * weight + bias` along the last axis, on a CPU stream; weight
+    /// and bias, vectors of x's dtype (f32, f16 or bf16), may be null.
+    pub fn emily_layer_norm(
+        res: *mut mlx_array,
+        x: mlx_array,
+        weight: mlx_array,
+        bias: mlx_array,
+        eps: f32,
+        s: mlx_stream,
+    ) -> std::os::raw::c_int;
+
+    /// As `mlx_fast_rope_dynamic`, on a CPU stream: x `{batch, .., positions, features}` of f32, f16 or bf16,
+    /// the offset an s32 scalar or one entry for each of the batch, the frequencies f32.
+    pub fn emily_rope(
+        res: *mut mlx_array,
+        x: mlx_array,
+        dims: std::os::raw::c_int,
+        traditional: bool,
+        base: mlx_optional_float,
+        scale: f32,
+        offset: mlx_array,
+        frequencies: mlx_array,
+        s: mlx_stream,
+    ) -> std::os::raw::c_int;
+
+    /// As `mlx_fast_scaled_dot_product_attention`, on a CPU stream: all of one dtype, f32, f16 or bf16, or
+    /// the mask boolean; mask and sinks may be null.
+    pub fn emily_attention(
+        res: *mut mlx_array,
+        queries: mlx_array,
+        keys: mlx_array,
+        values: mlx_array,
+        scale: f32,
+        causal: bool,
+        mask: mlx_array,
+        sinks: mlx_array,
+        s: mlx_stream,
+    ) -> std::os::raw::c_int;
+
     /// Lets evaluations schedule so many more groups of operations ahead of what is computed, or less if
     /// negative.
     pub fn emily_scheduler_add_room(groups: std::os::raw::c_int);

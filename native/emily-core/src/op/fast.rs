@@ -1,4 +1,5 @@
-//! Fused kernels. Where a device lacks one, MLX composes it of other ops, with the same result.
+//! Fused kernels: MLX's own on a GPU. On a CPU, where MLX composes them of other ops, this crate's, unless
+//! in f64 or with many queries.
 
 use super::graph::{broadcast_shape, count, input, optional, or_null, Graph};
 use super::integer::promote;
@@ -8,14 +9,22 @@ use crate::check;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use mlx_rs::Array;
-use mlx_sys::{mlx_array, mlx_optional_float, mlx_stream};
+use mlx_sys::mlx_optional_float;
 use std::ffi::c_int;
+
+/// Up to so many queries the CPU's kernel is faster than products that BLAS computes.
+const FEW: i32 = 8;
 
 fn float(op: &'static str, what: &'static str, dtype: Dtype) -> Result<Dtype> {
     if dtype.is_float() {
         return Ok(dtype);
     }
     Err(Error::argument(op, what, "a real float", format_args!("{dtype}")))
+}
+
+/// Whether the CPU's kernels compute on a dtype, on the stream that is built for.
+fn has_kernel(build: &Build, dtype: Dtype) -> bool {
+    build.is_cpu() && matches!(dtype, Dtype::Float32 | Dtype::Float16 | Dtype::Bfloat16)
 }
 
 /// The size of the last axis, which is normalised.
@@ -56,6 +65,14 @@ pub(super) fn rms_norm(build: &Build, attrs: &Epsilon, inputs: Inputs) -> Result
         return graph.zeros(x.shape_of(), dtype);
     }
     let eps = attrs.eps as f32;
+    if has_kernel(build, dtype) {
+        let x = graph.astype(x, dtype)?;
+        let weight = weight.map(|weight| graph.astype(weight, dtype)).transpose()?;
+        // SAFETY: the handle is live and an absent array is null.
+        return graph.call(|res, s| unsafe {
+            mlx_sys::emily_rms_norm(res, x.as_ptr(), or_null(weight.as_ref()), eps, s)
+        });
+    }
     // SAFETY: the handle is live and an absent array is null.
     graph.call(|res, s| unsafe {
         mlx_sys::mlx_fast_rms_norm(res, x.as_ptr(), or_null(weight), eps, s)
@@ -74,10 +91,19 @@ pub(super) fn layer_norm(build: &Build, attrs: &Epsilon, inputs: Inputs) -> Resu
     if x.count() == 0 {
         return graph.zeros(x.shape_of(), dtype);
     }
-    if build.is_cpu() {
+    if build.is_cpu() && !has_kernel(build, dtype) {
         return composed_layer_norm(&graph, attrs.eps, x, weight, bias, dtype);
     }
     let (x, eps) = (graph.astype(x, dtype)?, attrs.eps as f32);
+    if has_kernel(build, dtype) {
+        let cast = |v: Option<&Array>| v.map(|v| graph.astype(v, dtype)).transpose();
+        let (weight, bias) = (cast(weight)?, cast(bias)?);
+        let (weight, bias) = (or_null(weight.as_ref()), or_null(bias.as_ref()));
+        // SAFETY: the handle is live and absent arrays are null.
+        return graph.call(|res, s| unsafe {
+            mlx_sys::emily_layer_norm(res, x.as_ptr(), weight, bias, eps, s)
+        });
+    }
     // SAFETY: the handle is live and absent arrays are null.
     graph.call(|res, s| unsafe {
         mlx_sys::mlx_fast_layer_norm(res, x.as_ptr(), or_null(weight), or_null(bias), eps, s)
@@ -128,51 +154,48 @@ pub(super) fn rope(build: &Build, attrs: &Rope, inputs: Inputs) -> Result<Array>
         return Err(Error::argument(OP, "shape of the offset", expected, offset.shape_of()));
     }
     let graph = Graph::new(build, OP);
-    let offset = graph.astype(offset, Dtype::Int32)?;
-    let (dims, base) = (attrs.dims, attrs.base);
-    rotate(&graph, x, dims, base, optional(inputs, 2), |res, x, dims, base, freqs, s| {
-        let (traditional, scale) = (attrs.traditional, attrs.scale as f32);
-        // SAFETY: the handles are live and absent arrays are null.
-        unsafe {
-            let offset = offset.as_ptr();
-            mlx_sys::mlx_fast_rope_dynamic(res, x, dims, traditional, base, scale, offset, freqs, s)
-        }
-    })
+    let offset = Offset::Given(graph.astype(offset, Dtype::Int32)?);
+    let Rope { dims, traditional, base, scale, .. } = *attrs;
+    let turn = Turn { dims, traditional, base, scale: scale as f32 };
+    rotate(&graph, x, turn, optional(inputs, 2), offset)
 }
 
 /// As `rope` with an offset that is known.
 pub(super) fn rope_int(build: &Build, attrs: &RopeInt, inputs: Inputs) -> Result<Array> {
     const OP: &str = "FastRopeInt";
     let x = input(OP, inputs, 0)?;
-    let offset = check::int(OP, "offset", attrs.offset)?;
-    let graph = Graph::new(build, OP);
-    let (dims, base) = (attrs.dims, attrs.base);
-    rotate(&graph, x, dims, base, optional(inputs, 1), |res, x, dims, base, freqs, s| {
-        let (traditional, scale) = (attrs.traditional, attrs.scale as f32);
-        // SAFETY: the handles are live and absent arrays are null.
-        unsafe { mlx_sys::mlx_fast_rope(res, x, dims, traditional, base, scale, offset, freqs, s) }
-    })
+    let offset = Offset::Known(check::int(OP, "offset", attrs.offset)?);
+    let RopeInt { dims, traditional, base, scale, .. } = *attrs;
+    let turn = Turn { dims, traditional, base, scale: scale as f32 };
+    rotate(&Graph::new(build, OP), x, turn, optional(inputs, 1), offset)
+}
+
+/// The position of the first row: a number, or s32 for all or for each of the batch.
+enum Offset {
+    Known(c_int),
+    Given(Array),
+}
+
+/// How features are rotated.
+struct Turn {
+    dims: i64,
+    traditional: bool,
+    base: Option<f64>,
+    scale: f32,
 }
 
 fn rotate(
     graph: &Graph,
     x: &Array,
-    dims: i64,
-    base: Option<f64>,
+    turn: Turn,
     frequencies: Option<&Array>,
-    node: impl FnOnce(
-        *mut mlx_array,
-        mlx_array,
-        c_int,
-        mlx_optional_float,
-        mlx_array,
-        mlx_stream,
-    ) -> c_int,
+    offset: Offset,
 ) -> Result<Array> {
     let op = graph.op;
-    float(op, "dtype of input 0", x.dtype_of())?;
+    let dtype = float(op, "dtype of input 0", x.dtype_of())?;
     check::rank_at_least(op, "rank of input 0", x.rank(), 2)?;
     let features = x.shape_of()[x.rank() - 1];
+    let Turn { dims, traditional, base, scale } = turn;
     let dims = check::positive(op, "dims", dims)?;
     if dims % 2 != 0 || dims > features {
         return Err(Error::argument(op, "dims", format!("an even number up to {features}"), dims));
@@ -201,8 +224,54 @@ fn rotate(
     let shape = x.shape_of();
     let batched = if shape.len() == 2 { [&[1], shape].concat() } else { shape.to_vec() };
     let batched = graph.reshape(x, &batched)?;
-    let rotated =
-        graph.call(|res, s| node(res, batched.as_ptr(), dims, base, or_null(frequencies), s))?;
+    let raw = batched.as_ptr();
+    let rotated = if has_kernel(&graph.build, dtype) {
+        let offset = match offset {
+            Offset::Known(offset) => Array::from_int(offset),
+            Offset::Given(offset) => offset,
+        };
+        let frequencies =
+            frequencies.map(|given| graph.astype(given, Dtype::Float32)).transpose()?;
+        let (offset, frequencies) = (offset.as_ptr(), or_null(frequencies.as_ref()));
+        // SAFETY: the handles are live and absent arrays are null.
+        graph.call(|res, s| unsafe {
+            mlx_sys::emily_rope(res, raw, dims, traditional, base, scale, offset, frequencies, s)
+        })?
+    } else {
+        let frequencies = or_null(frequencies);
+        graph.call(|res, s| match &offset {
+            // SAFETY: the handles are live and absent arrays are null.
+            Offset::Known(offset) => unsafe {
+                let offset = *offset;
+                mlx_sys::mlx_fast_rope(
+                    res,
+                    raw,
+                    dims,
+                    traditional,
+                    base,
+                    scale,
+                    offset,
+                    frequencies,
+                    s,
+                )
+            },
+            // SAFETY: as above.
+            Offset::Given(offset) => unsafe {
+                let offset = offset.as_ptr();
+                mlx_sys::mlx_fast_rope_dynamic(
+                    res,
+                    raw,
+                    dims,
+                    traditional,
+                    base,
+                    scale,
+                    offset,
+                    frequencies,
+                    s,
+                )
+            },
+        })?
+    };
     graph.reshape(&rotated, shape)
 }
 
@@ -249,8 +318,17 @@ pub(super) fn scaled_dot_product_attention(
     if count(&result) == 0 || *keys == 0 {
         return graph.zeros(&result, dtype);
     }
-    let mode = if attrs.causal { c"causal" } else { c"" };
     let scale = attrs.scale as f32;
+    if has_kernel(build, dtype) && *queries <= FEW {
+        let (q, k, v) = (graph.astype(q, dtype)?, graph.astype(k, dtype)?, graph.astype(v, dtype)?);
+        let (q, k, v) = (q.as_ptr(), k.as_ptr(), v.as_ptr());
+        let (mask, sinks) = (or_null(mask.as_ref()), or_null(sinks.as_ref()));
+        // SAFETY: the handles are live and absent arrays are null.
+        return graph.call(|res, s| unsafe {
+            mlx_sys::emily_attention(res, q, k, v, scale, attrs.causal, mask, sinks, s)
+        });
+    }
+    let mode = if attrs.causal { c"causal" } else { c"" };
     // SAFETY: the handles are live, absent arrays are null, the mode ends in NUL.
     graph.call(|res, s| unsafe {
         mlx_sys::mlx_fast_scaled_dot_product_attention(

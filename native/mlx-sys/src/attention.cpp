@@ -1,0 +1,271 @@
+// Attention of few queries on the CPU, as a decoding step has them, in one pass. MLX composes it there
+// of about ten operations. With many queries its products are large, and BLAS is faster than this.
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "kernel.h"
+
+namespace {
+
+using namespace emily;
+
+struct Form {
+  float scale;
+  bool causal, has_mask, has_sinks;
+
+  bool operator==(const Form& other) const {
+    return scale == other.scale && causal == other.causal && has_mask == other.has_mask &&
+        has_sinks == other.has_sinks;
+  }
+};
+
+float dot(const float* a, const float* b, int64_t count) {
+  return sum_of(count, [a, b](int64_t i) { return a[i] * b[i]; });
+}
+
+// A mask as it is read at {batch, head, query, key}: axes that it lacks or has one of do not count.
+template <typename T>
+class Mask {
+ public:
+  explicit Mask(const mx::array* mask) : mask_(mask) {
+    if (mask) {
+      for (int axis = 1; axis <= mask->ndim(); ++axis) {
+        const bool counts = mask->shape(-axis) > 1;
+        strides_[4 - axis] = counts ? mask->strides(-axis) : 0;
+      }
+    }
+  }
+
+  // The scores of a query with each key where the mask lets them, and with what it adds.
+  void apply(float* scores, int64_t batch, int64_t head, int64_t query, int64_t keys) const {
+    if (!mask_) {
+      return;
+    }
+    const int64_t at = batch * strides_[0] + head * strides_[1] + query * strides_[2];
+    if (mask_->dtype() == mx::bool_) {
+      const bool* seen = mask_->data<bool>() + at;
+      for (int64_t key = 0; key < keys; ++key) {
+        scores[key] = seen[key * strides_[3]] ? scores[key] : hidden();
+      }
+    } else {
+      const T* added = mask_->data<T>() + at;
+      for (int64_t key = 0; key < keys; ++key) {
+        scores[key] += static_cast<float>(added[key * strides_[3]]);
+      }
+    }
+  }
+
+  // The score of a key that is not seen. Finite, so that a query that sees none has no NaN.
+  static constexpr float hidden() {
+    return std::numeric_limits<float>::lowest();
+  }
+
+ private:
+  const mx::array* mask_;
+  int64_t strides_[4] = {};
+};
+
+// In place. A sink is one more score without a value.
+void softmax(float* scores, int64_t keys, const float* sink) {
+  float greatest = sink ? *sink : -std::numeric_limits<float>::infinity();
+  for (int64_t key = 0; key < keys; ++key) {
+    greatest = std::max(greatest, scores[key]);
+  }
+  for (int64_t key = 0; key < keys; ++key) {
+    scores[key] = std::exp(scores[key] - greatest);
+  }
+  float sum = sum_of(keys, [scores](int64_t key) { return scores[key]; });
+  sum += sink ? std::exp(*sink - greatest) : 0.0f;
+  for (int64_t key = 0; key < keys; ++key) {
+    scores[key] /= sum;
+  }
+}
+
+template <typename T>
+class Attention {
+ public:
+  Attention(const std::vector<mx::array>& inputs, Form form, mx::array& out)
+      : q_(inputs[0]),
+        k_(inputs[1]),
+        v_(inputs[2]),
+        mask_(form.has_mask ? &inputs[3] : nullptr),
+        sinks_(form.has_sinks ? &inputs.back() : nullptr),
+        form_(form),
+        group_(q_.shape(1) / k_.shape(1)),
+        queries_(q_.shape(2)),
+        keys_(k_.shape(2)),
+        depth_(q_.shape(3)),
+        width_(v_.shape(3)),
+        scores_(rows() * keys_),
+        scaled_(rows() * depth_),
+        sums_(rows() * width_),
+        out_(out.data<T>()) {}
+
+  void compute() {
+    for (int64_t batch = 0; batch < q_.shape(0); ++batch) {
+      for (int64_t head = 0; head < k_.shape(1); ++head) {
+        score(batch, head);
+        for (int64_t row = 0; row < rows(); ++row) {
+          weigh(batch, head * group_ + row / queries_, row % queries_, scores(row));
+        }
+        sum(batch, head);
+      }
+    }
+  }
+
+ private:
+  // The rows that share a head of the keys: those of its group of heads, query by query.
+  int64_t rows() const {
+    return group_ * queries_;
+  }
+
+  float* scores(int64_t row) {
+    return scores_.data() + row * keys_;
+  }
+
+  void score(int64_t batch, int64_t head) {
+    for (int64_t row = 0; row < rows(); ++row) {
+      const T* q = q_.data<T>() + batch * q_.strides(0) +
+          (head * group_ + row / queries_) * q_.strides(1) + row % queries_ * q_.strides(2);
+      for (int64_t i = 0; i < depth_; ++i) {
+        scaled_[row * depth_ + i] = form_.scale * static_cast<float>(q[i * q_.strides(3)]);
+      }
+    }
+    const T* k = k_.data<T>() + batch * k_.strides(0) + head * k_.strides(1);
+    for (int64_t key = 0; key < keys_; ++key, k += k_.strides(2)) {
+      const float* features = floats(k, k_.strides(3), depth_, room_);
+      for (int64_t row = 0; row < rows(); ++row) {
+        scores(row)[key] = dot(scaled_.data() + row * depth_, features, depth_);
+      }
+    }
+  }
+
+  // Scores become weights.
+  void weigh(int64_t batch, int64_t head, int64_t query, float* scores) {
+    mask_.apply(scores, batch, head, query, keys_);
+    if (form_.causal) {
+      const int64_t seen = std::max<int64_t>(query + keys_ - queries_ + 1, 0);
+      std::fill(scores + std::min(seen, keys_), scores + keys_, Mask<T>::hidden());
+    }
+    float sink = 0.0f;
+    if (sinks_) {
+      sink = static_cast<float>(sinks_->data<T>()[head * sinks_->strides(0)]);
+    }
+    softmax(scores, keys_, sinks_ ? &sink : nullptr);
+  }
+
+  void sum(int64_t batch, int64_t head) {
+    std::fill(sums_.begin(), sums_.end(), 0.0f);
+    const T* v = v_.data<T>() + batch * v_.strides(0) + head * v_.strides(1);
+    for (int64_t key = 0; key < keys_; ++key, v += v_.strides(2)) {
+      const float* features = floats(v, v_.strides(3), width_, room_);
+      for (int64_t row = 0; row < rows(); ++row) {
+        const float weight = scores(row)[key];
+        float* sums = sums_.data() + row * width_;
+        for (int64_t i = 0; i < width_; ++i) {
+          sums[i] += weight * features[i];
+        }
+      }
+    }
+    // Heads of a group follow each other in the output, as rows do here.
+    for (size_t i = 0; i < sums_.size(); ++i) {
+      *out_++ = static_cast<T>(sums_[i]);
+    }
+  }
+
+  const mx::array &q_, &k_, &v_;
+  Mask<T> mask_;
+  const mx::array* sinks_;
+  Form form_;
+  int64_t group_, queries_, keys_, depth_, width_;
+  std::vector<float> scores_, scaled_, sums_, room_;
+  T* out_;
+};
+
+class AttentionCpu : public CpuPrimitive {
+ public:
+  AttentionCpu(mx::Stream stream, Form form) : CpuPrimitive(stream), form_(form) {}
+
+  void eval_cpu(const std::vector<mx::array>& inputs, mx::array& out) override {
+    schedule(inputs, out, [form = form_](const auto& inputs, auto& out) {
+      with_float(out.dtype(), [&](auto zero) {
+        Attention<decltype(zero)>(inputs, form, out).compute();
+      });
+    });
+  }
+
+  const char* name() const override {
+    return "AttentionCpu";
+  }
+
+  bool is_equivalent(const mx::Primitive& other) const override {
+    return form_ == static_cast<const AttentionCpu&>(other).form_;
+  }
+
+  std::vector<mx::Shape> output_shapes(const std::vector<mx::array>& inputs) override {
+    auto shape = inputs[0].shape();
+    shape.back() = inputs[2].shape(-1);
+    return {shape};
+  }
+
+ private:
+  Form form_;
+};
+
+// Whether a mask broadcasts to {batch, heads, queries, keys}.
+bool fits(const mx::array& mask, const mx::Shape& scores) {
+  for (int axis = 1; axis <= mask.ndim(); ++axis) {
+    if (axis > 4 || (mask.shape(-axis) != 1 && mask.shape(-axis) != scores[4 - axis])) {
+      return false;
+    }
+  }
+  return true;
+}
+
+} // namespace
+
+extern "C" int emily_attention(
+    mlx_array* res,
+    const mlx_array queries,
+    const mlx_array keys,
+    const mlx_array values,
+    float scale,
+    bool causal,
+    const mlx_array mask,
+    const mlx_array sinks,
+    const mlx_stream s) {
+  return make_node(res, [&] {
+    const auto &q = mlx_array_get_(queries), &k = mlx_array_get_(keys), &v = mlx_array_get_(values);
+    for (const auto* input : {&q, &k, &v}) {
+      if (input->ndim() != 4 || input->size() == 0 || input->dtype() != q.dtype()) {
+        throw std::invalid_argument("attention takes three arrays of rank 4 and one dtype");
+      }
+    }
+    const bool alike = k.shape(0) == q.shape(0) && v.shape(0) == q.shape(0) &&
+        k.shape(1) == v.shape(1) && k.shape(2) == v.shape(2) && k.shape(3) == q.shape(3);
+    if (!alike || q.shape(1) % k.shape(1) != 0) {
+      throw std::invalid_argument("attention takes queries, keys and values that fit each other");
+    }
+    std::vector<mx::array> inputs = {q, k, v};
+    if (mask.ctx) {
+      const auto& given = inputs.emplace_back(mlx_array_get_(mask));
+      const bool typed = given.dtype() == mx::bool_ || given.dtype() == q.dtype();
+      if (!typed || !fits(given, {q.shape(0), q.shape(1), q.shape(2), k.shape(2)})) {
+        throw std::invalid_argument("attention takes a mask that broadcasts to the scores");
+      }
+    }
+    if (sinks.ctx) {
+      const auto& given = inputs.emplace_back(mlx_array_get_(sinks));
+      if (given.dtype() != q.dtype() || given.ndim() != 1 || given.shape(0) != q.shape(1)) {
+        throw std::invalid_argument("attention takes a sink for each head");
+      }
+    }
+    with_float(q.dtype(), [](auto) {});
+    const Form form{scale, causal, mask.ctx != nullptr, sinks.ctx != nullptr};
+    auto node = std::make_shared<AttentionCpu>(cpu_stream(s), form);
+    const mx::Shape shape = {q.shape(0), q.shape(1), q.shape(2), v.shape(3)};
+    return mx::array(shape, q.dtype(), std::move(node), std::move(inputs));
+  });
+}
