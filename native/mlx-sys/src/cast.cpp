@@ -5,10 +5,7 @@
 #include <limits>
 
 #include "mlx/backend/common/unary.h"
-#include "mlx/backend/cpu/encoder.h"
-#include "mlx/c/error.h"
-#include "mlx/c/private/mlx.h"
-#include "mlx/primitives.h"
+#include "primitive.h"
 
 // g++ vectorises the loop from -O3 on, and only where a comparison with a NaN may stay unnoticed.
 #if defined(__GNUC__) && !defined(__clang__)
@@ -17,7 +14,7 @@
 
 namespace {
 
-namespace mx = mlx::core;
+using namespace emily;
 
 template <typename From, typename To>
 To saturated(From x) {
@@ -45,21 +42,13 @@ void convert(const mx::array& in, mx::array& out) {
     }
     return;
   }
-  // Row by row of the last axis. A scalar is contiguous, so that there is one.
+  // A scalar is contiguous, so that there is a last axis.
   const int last = in.ndim() - 1;
   const int64_t length = in.shape(last), stride = in.strides(last);
-  mx::Shape row(in.ndim(), 0);
-  for (size_t done = 0; done < in.size(); done += length) {
+  Walk rows(in, 0, last);
+  for (int64_t n = 0; n < rows.count(); ++n, rows.step(), to += length) {
     for (int64_t i = 0; i < length; ++i) {
-      to[done + i] = saturated<From, To>(from[i * stride]);
-    }
-    for (int axis = last - 1; axis >= 0; --axis) {
-      from += in.strides(axis);
-      if (++row[axis] < in.shape(axis)) {
-        break;
-      }
-      from -= in.strides(axis) * in.shape(axis);
-      row[axis] = 0;
+      to[i] = saturated<From, To>(from[rows.offset() + i * stride]);
     }
   }
 }
@@ -86,25 +75,20 @@ void convert_to(const mx::array& in, mx::array& out) {
   }
 }
 
-class SaturatingCast : public mx::UnaryPrimitive {
+class SaturatingCast : public HostPrimitive {
  public:
-  explicit SaturatingCast(mx::Stream stream) : UnaryPrimitive(stream) {}
+  using HostPrimitive::HostPrimitive;
 
   void eval_cpu(const std::vector<mx::array>& inputs, mx::array& out) override {
     mx::set_unary_output_data(inputs[0], out);
-    auto& encoder = mx::cpu::get_command_encoder(stream());
-    encoder.dispatch([in = mx::array::unsafe_weak_copy(inputs[0]),
-                      out = mx::array::unsafe_weak_copy(out)]() mutable {
+    dispatch([in = mx::array::unsafe_weak_copy(inputs[0]),
+              out = mx::array::unsafe_weak_copy(out)]() mutable {
       if (in.dtype() == mx::float64) {
         convert_to<double>(in, out);
       } else {
         convert_to<float>(in, out);
       }
     });
-  }
-
-  void eval_gpu(const std::vector<mx::array>&, mx::array&) override {
-    throw std::runtime_error("a saturating cast is computed on a CPU stream only");
   }
 
   const char* name() const override {
@@ -132,19 +116,14 @@ extern "C" int emily_saturating_cast(
     const mlx_array a,
     mlx_dtype dtype,
     const mlx_stream s) {
-  try {
+  return answer(res, [&] {
     const auto& in = mlx_array_get_(a);
     const auto to = mlx_dtype_to_cpp(dtype);
-    const auto stream = mlx_stream_get_(s);
+    const auto stream = host_stream(s);
     const bool is_float = in.dtype() == mx::float32 || in.dtype() == mx::float64;
-    if (!is_float || !is_integer(to) || stream.device != mx::Device::cpu) {
-      throw std::invalid_argument("a saturating cast takes f32 or f64 to integers, on the CPU");
+    if (!is_float || !is_integer(to)) {
+      throw std::invalid_argument("a saturating cast takes f32 or f64 to integers");
     }
-    mlx_array_set_(
-        *res, mx::array(in.shape(), to, std::make_shared<SaturatingCast>(stream), {in}));
-    return 0;
-  } catch (std::exception& e) {
-    mlx_error(e.what());
-    return 1;
-  }
+    return mx::array(in.shape(), to, std::make_shared<SaturatingCast>(stream), {in});
+  });
 }

@@ -23,6 +23,55 @@ extern "C" {
         s: mlx_stream,
     ) -> std::os::raw::c_int;
 
+    /// Elements of `a` along an axis that has some, on a CPU stream: the shape of the indices, of any
+    /// integer dtype, takes the axis' place. An index from `-size` on counts from the end; what lies beyond
+    /// the axis becomes its first or last element.
+    pub fn emily_clamped_take(
+        res: *mut mlx_array,
+        a: mlx_array,
+        indices: mlx_array,
+        axis: std::os::raw::c_int,
+        s: mlx_stream,
+    ) -> std::os::raw::c_int;
+
+    /// Positions of the greatest or least real numbers along an axis that has elements, on a CPU stream: of
+    /// equal ones the first or the last, of NaNs, which count above all, the last. The axis goes; the dtype
+    /// is one of integers of 4 or 8 bytes.
+    pub fn emily_arg_extreme(
+        res: *mut mlx_array,
+        a: mlx_array,
+        axis: std::os::raw::c_int,
+        greatest: bool,
+        last: bool,
+        dtype: mlx_dtype,
+        s: mlx_stream,
+    ) -> std::os::raw::c_int;
+
+    /// `mlx_fast_rms_norm` on a CPU stream. `x` is f32, f16 or bf16; so is the weight, a vector of the last
+    /// axis or null.
+    pub fn emily_rms_norm(
+        res: *mut mlx_array,
+        x: mlx_array,
+        weight: mlx_array,
+        eps: f32,
+        s: mlx_stream,
+    ) -> std::os::raw::c_int;
+
+    /// `mlx_fast_rope_dynamic` on a CPU stream. `x`, of rank 2 or more, is f32, f16 or bf16, the offset an
+    /// s32 or a vector with one for each of the first axis, the frequencies f32 or null; then the base
+    /// counts.
+    pub fn emily_rope(
+        res: *mut mlx_array,
+        x: mlx_array,
+        dims: std::os::raw::c_int,
+        traditional: bool,
+        base: f32,
+        scale: f32,
+        offset: mlx_array,
+        frequencies: mlx_array,
+        s: mlx_stream,
+    ) -> std::os::raw::c_int;
+
     /// Lets evaluations schedule so many more groups of operations ahead of what is computed, or less if
     /// negative.
     pub fn emily_scheduler_add_room(groups: std::os::raw::c_int);

@@ -1,6 +1,7 @@
-//! Fused kernels. Where a device lacks one, MLX composes it of other ops, with the same result.
+//! Fused kernels. Where a device lacks one, MLX composes it of other ops, with the same result. The CPU has
+//! those of ours for what every layer of a decoder has.
 
-use super::graph::{broadcast_shape, count, input, optional, or_null, Graph};
+use super::graph::{broadcast_shape, count, input, integer, optional, or_null, Graph};
 use super::integer::promote;
 use super::{Attention, Epsilon, Inputs, Rope, RopeInt};
 use crate::build::{Build, Describe};
@@ -8,14 +9,18 @@ use crate::check;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use mlx_rs::Array;
-use mlx_sys::{mlx_array, mlx_optional_float, mlx_stream};
-use std::ffi::c_int;
+use mlx_sys::mlx_optional_float;
 
 fn float(op: &'static str, what: &'static str, dtype: Dtype) -> Result<Dtype> {
     if dtype.is_float() {
         return Ok(dtype);
     }
     Err(Error::argument(op, what, "a real float", format_args!("{dtype}")))
+}
+
+/// Whether a kernel of ours computes this.
+fn is_of_ours(build: &Build, dtype: Dtype) -> bool {
+    build.is_cpu() && dtype != Dtype::Float64
 }
 
 /// The size of the last axis, which is normalised.
@@ -56,6 +61,14 @@ pub(super) fn rms_norm(build: &Build, attrs: &Epsilon, inputs: Inputs) -> Result
         return graph.zeros(x.shape_of(), dtype);
     }
     let eps = attrs.eps as f32;
+    if is_of_ours(build, dtype) {
+        let x = graph.astype(x, dtype)?;
+        let weight = weight.map(|weight| graph.astype(weight, dtype)).transpose()?;
+        // SAFETY: the handles are live, of one dtype that the function takes, and an absent array is null.
+        return graph.call(|res, s| unsafe {
+            mlx_sys::emily_rms_norm(res, x.as_ptr(), or_null(weight.as_ref()), eps, s)
+        });
+    }
     // SAFETY: the handle is live and an absent array is null.
     graph.call(|res, s| unsafe {
         mlx_sys::mlx_fast_rms_norm(res, x.as_ptr(), or_null(weight), eps, s)
@@ -129,15 +142,9 @@ pub(super) fn rope(build: &Build, attrs: &Rope, inputs: Inputs) -> Result<Array>
     }
     let graph = Graph::new(build, OP);
     let offset = graph.astype(offset, Dtype::Int32)?;
-    let (dims, base) = (attrs.dims, attrs.base);
-    rotate(&graph, x, dims, base, optional(inputs, 2), |res, x, dims, base, freqs, s| {
-        let (traditional, scale) = (attrs.traditional, attrs.scale as f32);
-        // SAFETY: the handles are live and absent arrays are null.
-        unsafe {
-            let offset = offset.as_ptr();
-            mlx_sys::mlx_fast_rope_dynamic(res, x, dims, traditional, base, scale, offset, freqs, s)
-        }
-    })
+    let &Rope { dims, traditional, base, scale } = attrs;
+    let rotation = Rotation { dims, traditional, base, scale, frequencies: optional(inputs, 2) };
+    rotate(&graph, x, &rotation, || Ok(offset))
 }
 
 /// As `rope` with an offset that is known.
@@ -146,48 +153,43 @@ pub(super) fn rope_int(build: &Build, attrs: &RopeInt, inputs: Inputs) -> Result
     let x = input(OP, inputs, 0)?;
     let offset = check::int(OP, "offset", attrs.offset)?;
     let graph = Graph::new(build, OP);
-    let (dims, base) = (attrs.dims, attrs.base);
-    rotate(&graph, x, dims, base, optional(inputs, 1), |res, x, dims, base, freqs, s| {
-        let (traditional, scale) = (attrs.traditional, attrs.scale as f32);
-        // SAFETY: the handles are live and absent arrays are null.
-        unsafe { mlx_sys::mlx_fast_rope(res, x, dims, traditional, base, scale, offset, freqs, s) }
-    })
+    let &RopeInt { dims, traditional, base, scale, .. } = attrs;
+    let rotation = Rotation { dims, traditional, base, scale, frequencies: optional(inputs, 1) };
+    rotate(&graph, x, &rotation, || Ok(integer(offset.into(), Dtype::Int32)))
+}
+
+/// What rotates, but for the offset.
+struct Rotation<'a> {
+    dims: i64,
+    traditional: bool,
+    base: Option<f64>,
+    scale: f64,
+    frequencies: Option<&'a Array>,
 }
 
 fn rotate(
     graph: &Graph,
     x: &Array,
-    dims: i64,
-    base: Option<f64>,
-    frequencies: Option<&Array>,
-    node: impl FnOnce(
-        *mut mlx_array,
-        mlx_array,
-        c_int,
-        mlx_optional_float,
-        mlx_array,
-        mlx_stream,
-    ) -> c_int,
+    rotation: &Rotation,
+    offset: impl FnOnce() -> Result<Array>,
 ) -> Result<Array> {
     let op = graph.op;
     float(op, "dtype of input 0", x.dtype_of())?;
     check::rank_at_least(op, "rank of input 0", x.rank(), 2)?;
     let features = x.shape_of()[x.rank() - 1];
-    let dims = check::positive(op, "dims", dims)?;
+    let dims = check::positive(op, "dims", rotation.dims)?;
     if dims % 2 != 0 || dims > features {
         return Err(Error::argument(op, "dims", format!("an even number up to {features}"), dims));
     }
-    let base = match (base, frequencies) {
-        (Some(base), None) if base > 0.0 => {
-            mlx_optional_float { value: base as f32, has_value: true }
-        }
+    let (base, frequencies) = match (rotation.base, rotation.frequencies) {
+        (Some(base), None) if base > 0.0 => (base as f32, None),
         (None, Some(frequencies)) => {
             float(op, "dtype of the frequencies", frequencies.dtype_of())?;
             if frequencies.shape_of() != [dims / 2] {
                 let (expected, got) = (format!("{:?}", [dims / 2]), frequencies.shape_of());
                 return Err(Error::argument(op, "shape of the frequencies", expected, got));
             }
-            mlx_optional_float { value: 0.0, has_value: false }
+            (0.0, Some(graph.astype(frequencies, Dtype::Float32)?))
         }
         (base, _) => {
             let expected = "a positive base or frequencies, not both";
@@ -197,12 +199,37 @@ fn rotate(
     if x.count() == 0 {
         return Ok(x.clone());
     }
+    let (offset, frequencies) = (offset()?, or_null(frequencies.as_ref()));
+    let (traditional, scale) = (rotation.traditional, rotation.scale as f32);
+    if is_of_ours(&graph.build, x.dtype_of()) {
+        let (x, offset) = (x.as_ptr(), offset.as_ptr());
+        // SAFETY: live handles of dtypes and shapes that the function takes; an absent array is null.
+        return graph.call(|res, s| unsafe {
+            mlx_sys::emily_rope(res, x, dims, traditional, base, scale, offset, frequencies, s)
+        });
+    }
     // MLX wants an axis before the positions.
     let shape = x.shape_of();
     let batched = if shape.len() == 2 { [&[1], shape].concat() } else { shape.to_vec() };
     let batched = graph.reshape(x, &batched)?;
-    let rotated =
-        graph.call(|res, s| node(res, batched.as_ptr(), dims, base, or_null(frequencies), s))?;
+    let base = mlx_optional_float { value: base, has_value: frequencies.ctx.is_null() };
+    let rotated = graph.call(|res, s| {
+        let (x, offset) = (batched.as_ptr(), offset.as_ptr());
+        // SAFETY: the handles are live and absent arrays are null.
+        unsafe {
+            mlx_sys::mlx_fast_rope_dynamic(
+                res,
+                x,
+                dims,
+                traditional,
+                base,
+                scale,
+                offset,
+                frequencies,
+                s,
+            )
+        }
+    })?;
     graph.reshape(&rotated, shape)
 }
 
