@@ -77,7 +77,7 @@ void convert_to(const mx::array& in, mx::array& out) {
 
 class SaturatingCast : public HostPrimitive {
  public:
-  using HostPrimitive::HostPrimitive;
+  SaturatingCast(mx::Stream stream, mx::Dtype to) : HostPrimitive(stream), to_(to.val()) {}
 
   void eval_cpu(const std::vector<mx::array>& inputs, mx::array& out) override {
     mx::set_unary_output_data(inputs[0], out);
@@ -95,14 +95,17 @@ class SaturatingCast : public HostPrimitive {
     return "SaturatingCast";
   }
 
-  // The output's dtype, which the comparison of two nodes sees beside this.
-  bool is_equivalent(const mx::Primitive&) const override {
-    return true;
+  // MLX compares inputs and primitives where it joins nodes, and nothing else.
+  bool is_equivalent(const mx::Primitive& other) const override {
+    return to_ == static_cast<const SaturatingCast&>(other).to_;
   }
 
   std::vector<mx::Shape> output_shapes(const std::vector<mx::array>& inputs) override {
     return {inputs[0].shape()};
   }
+
+ private:
+  mx::Dtype::Val to_;
 };
 
 bool is_integer(mx::Dtype dtype) {
@@ -124,6 +127,6 @@ extern "C" int emily_saturating_cast(
     if (!is_float || !is_integer(to)) {
       throw std::invalid_argument("a saturating cast takes f32 or f64 to integers");
     }
-    return mx::array(in.shape(), to, std::make_shared<SaturatingCast>(stream), {in});
+    return mx::array(in.shape(), to, std::make_shared<SaturatingCast>(stream, to), {in});
   });
 }

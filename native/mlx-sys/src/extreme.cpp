@@ -13,6 +13,8 @@ using namespace emily;
 struct Choice {
   int axis;
   bool greatest, last;
+  // Of the positions.
+  mx::Dtype::Val dtype;
 
   bool operator==(const Choice&) const = default;
 };
@@ -129,7 +131,7 @@ extern "C" int emily_arg_extreme(
     return mx::array(
         ArgExtreme::shape_of(in, axis),
         to,
-        std::make_shared<ArgExtreme>(stream, Choice{axis, greatest, last}),
+        std::make_shared<ArgExtreme>(stream, Choice{axis, greatest, last, to.val()}),
         {in});
   });
 }
