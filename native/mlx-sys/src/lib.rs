@@ -34,6 +34,17 @@ extern "C" {
         s: mlx_stream,
     ) -> std::os::raw::c_int;
 
+    /// Indices of any integer dtype as positions u32 inside an axis, on a CPU stream. With a window of 0
+    /// they are those that `emily_clamped_take` reads, of an axis that has elements. Else they are where so
+    /// many elements are written: `size` for an index whose window would leave the axis.
+    pub fn emily_positions(
+        res: *mut mlx_array,
+        indices: mlx_array,
+        size: std::os::raw::c_int,
+        window: std::os::raw::c_int,
+        s: mlx_stream,
+    ) -> std::os::raw::c_int;
+
     /// Positions of the greatest or least real numbers along an axis that has elements, on a CPU stream: of
     /// equal ones the first or the last, of NaNs, which count above all, the last. The axis goes; the dtype
     /// is one of integers of 4 or 8 bytes.
