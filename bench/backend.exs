@@ -3,6 +3,8 @@
 #
 #     mix run bench/backend.exs [small] [large] [memory]
 
+Code.require_file("protocols.exs", __DIR__)
+
 defmodule Bench.Backend do
   alias Emily.{Memory, Native}
 

@@ -9,6 +9,8 @@
 # Python computes with the OpenBLAS that Emily computes with, on one thread, as a decoding step does
 # here (see bench/decode.exs). Rivals take turns; each number is the median of all repetitions.
 
+Code.require_file("protocols.exs", __DIR__)
+
 defmodule Bench.Llama do
   # A decoder of one token for a cache of fixed length. Weights are constant: they cost as much as
   # others.

@@ -442,6 +442,34 @@ defmodule Emily.BackendPropertyTest do
     end
   end
 
+  # Nx leaves these open, and its own backend raises.
+  property "take outside the axis: from its end, and clamped beyond" do
+    check all(
+            tensor <- tensor(shape: shape(1..4)),
+            axis <- integer(0..(tuple_size(tensor.shape) - 1)),
+            type <- member_of(integers()),
+            indices <- tensor(type: type, shape: shape(0..2))
+          ) do
+      size = elem(tensor.shape, axis)
+
+      inside =
+        for index <- Nx.to_flat_list(indices) do
+          index = index |> max(-size) |> min(size - 1)
+          if index < 0, do: index + size, else: index
+        end
+
+      inside = Nx.tensor(inside, type: :s64, backend: Nx.BinaryBackend)
+      inside = Nx.reshape(inside, indices.shape)
+      # Once more with elements that do not lie in order.
+      turned = &Nx.take(Nx.transpose(&1), &2, axis: tuple_size(tensor.shape) - 1 - axis)
+
+      for take <- [&Nx.take(&1, &2, axis: axis), turned] do
+        assert_same(take.(to_emily(tensor), to_emily(indices)), take.(tensor, inside))
+        assert_compiles_alike([tensor, indices], take)
+      end
+    end
+  end
+
   property "gather, indexed_add and indexed_put on any axes" do
     check all(
             tensor <- tensor(types: mixable(), shape: shape(1..4), range: {-99, 99}),
@@ -515,6 +543,8 @@ defmodule Emily.BackendPropertyTest do
             ) do
         opts = [axis: axis, tie_break: tie_break, keep_axis: keep and axis != nil, type: type]
         assert_like_binary_backend(tensor, &Nx.unquote(name)(&1, opts))
+        # Whose elements do not lie in order.
+        assert_like_binary_backend(tensor, &Nx.unquote(name)(Nx.transpose(&1), opts))
       end
     end
   end

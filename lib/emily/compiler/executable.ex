@@ -73,7 +73,7 @@ defmodule Emily.Compiler.Executable do
 
     calls = executable.calls
     answer = fn key, refs -> elem(calls, key).(refs) end
-    refs = Call.run_program(worker, executable.program, keep_shared(inputs), answer, mode)
+    refs = Call.run_program(worker, executable.program, inputs, answer, mode)
     Trace.from_refs(executable.outputs, refs)
   end
 
@@ -87,17 +87,4 @@ defmodule Emily.Compiler.Executable do
         Nx.devectorize(t)
     end
   end
-
-  # A tensor that stands in several places of the arguments is not given away by one of them.
-  defp keep_shared(inputs) do
-    if Enum.any?(inputs, &is_tuple/1) do
-      counts = inputs |> Enum.map(&ref/1) |> Enum.frequencies()
-      for input <- inputs, do: if(counts[ref(input)] > 1, do: ref(input), else: input)
-    else
-      inputs
-    end
-  end
-
-  defp ref({:donate, ref}), do: ref
-  defp ref(ref), do: ref
 end

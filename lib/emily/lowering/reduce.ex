@@ -76,46 +76,30 @@ defmodule Emily.Lowering.Reduce do
 
   ## Position of an extreme
 
-  def argmax(e, out, tensor, opts), do: position(e, :argmax, out, tensor, opts)
-  def argmin(e, out, tensor, opts), do: position(e, :argmin, out, tensor, opts)
+  def argmax(e, out, tensor, opts), do: position(e, true, out, tensor, opts)
+  def argmin(e, out, tensor, opts), do: position(e, false, out, tensor, opts)
 
-  defp position(e, op, out, %{shape: shape, type: type} = tensor, opts) do
-    {handle, axis, size} =
+  # Nx wants the last NaN above all.
+  defp position(e, greatest, %{shape: to} = out, %{shape: from} = tensor, opts) do
+    {handle, axis, keep} =
       case opts[:axis] do
         nil ->
-          count = Tuple.product(shape)
-          {Shape.reshape_to(e, Emitter.input(e, tensor), shape, {count}), 0, count}
+          {Shape.reshape_to(e, Emitter.input(e, tensor), from, {Tuple.product(from)}), 0, false}
 
         axis ->
-          {Emitter.input(e, tensor), axis, elem(shape, axis)}
+          {Emitter.input(e, tensor), axis, opts[:keep_axis] || false}
       end
 
-    keep = opts[:axis] != nil and (opts[:keep_axis] || false)
-    attrs = %{axis: axis, keep_axis: keep}
+    attrs = %{
+      axis: axis,
+      keep_axis: keep,
+      greatest: greatest,
+      last: opts[:tie_break] == :high,
+      dtype: out.type
+    }
 
-    # MLX returns the first of several, and never finds a NaN; Nx wants the last NaN above all.
-    found =
-      if opts[:tie_break] == :high,
-        do: last(e, {op, attrs}, handle, axis, size),
-        else: emit(e, {op, attrs}, [handle])
-
-    found =
-      if is_integer_type(type) do
-        found
-      else
-        nan = emit(e, :isnan, [handle])
-        any = emit(e, {:any, %{axes: [axis], keep_axes: keep}}, [nan])
-        last = last(e, {:argmax, attrs}, astype(e, nan, {:u, 8}), axis, size)
-        emit(e, :where, [any, last, found])
-      end
-
-    found = astype(e, found, out.type)
-    if opts[:axis] == nil, do: Shape.reshape_to(e, found, {}, out.shape), else: found
-  end
-
-  defp last(e, op, handle, axis, size) do
-    from_end = emit(e, op, [Shape.flip(e, handle, [axis])])
-    emit(e, :subtract, [scalar(e, size - 1, {:u, 32}), from_end])
+    found = emit(e, {:arg_extreme, attrs}, [handle])
+    if opts[:axis] == nil, do: Shape.reshape_to(e, found, {}, to), else: found
   end
 
   ## Running

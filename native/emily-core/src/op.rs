@@ -33,6 +33,7 @@ mod conv;
 mod creation;
 mod double;
 mod elementwise;
+mod extreme;
 mod fast;
 mod fft;
 mod graph;
@@ -392,6 +393,7 @@ one {
     Std(Spread): 1 => reduce::std;
     Argmax(ReduceAxis): 1 => reduce::argmax;
     Argmin(ReduceAxis): 1 => reduce::argmin;
+    ArgExtreme(ArgExtreme): 1 => extreme::arg_extreme;
     Softmax(Softmax): 1 => reduce::softmax;
 
     // Running reductions.

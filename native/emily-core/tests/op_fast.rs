@@ -4,7 +4,7 @@ mod support;
 
 use emily_core::dtype::Dtype;
 use emily_core::error::Kind;
-use emily_core::op::{Attention, Axes, Cast, Epsilon, Op, Rope, RopeInt};
+use emily_core::op::{Attention, Axes, Cast, Epsilon, Op, Rope, RopeInt, Slice};
 use mlx_rs::Array;
 use support::*;
 
@@ -36,6 +36,10 @@ fn assert_close(got: &[f64], expected: &[f64], precision: f64) {
     for (at, (a, b)) in got.iter().zip(expected).enumerate() {
         assert!((a - b).abs() <= precision, "element {at}: expected {b}, got {a}");
     }
+}
+
+fn transposed(array: &Array, axes: &[i64]) -> Array {
+    run(Op::Transpose(Axes { axes: axes.to_vec() }), &[array]).unwrap()
 }
 
 /// Inputs that may be absent.
@@ -76,6 +80,27 @@ fn rms_norm_of_rows() {
     assert_eq!(dtype(&run(op(), &[&cast(&a, Dtype::Float16), &w]).unwrap()), Dtype::Float32);
     check(op(), &[&array(&[], &[0, 4])], &[0, 4], &[] as &[f32]);
     check(op(), &[&array(&[], &[4, 0])], &[4, 0], &[] as &[f32]);
+}
+
+#[test]
+fn rms_norm_of_any_layout() {
+    let (x, eps) = (numbers(40 * 3, 31), 1e-3);
+    // Every third element is a row's, every second one a weight.
+    let (a, spread) = (array(&x, &[3, 40]), array(&numbers(80, 32), &[40, 2]));
+    let every_second = Slice { starts: vec![0, 1], stops: vec![40, 2], strides: vec![1, 1] };
+    let weight = run(Op::Slice(every_second), &[&spread]).unwrap();
+    let weight = run(Op::Squeeze(Axes { axes: vec![1] }), &[&weight]).unwrap();
+    let op = || Op::FastRmsNorm(Epsilon { eps });
+    let in_order = run(op(), &[&a, &array(&doubles(&weight), &[40])]).unwrap();
+    let stored = run(Op::Contiguous, &[&transposed(&a, &[1, 0])]).unwrap();
+    let elsewhere = run(op(), &[&transposed(&stored, &[1, 0]), &weight]).unwrap();
+    assert_eq!(shape(&elsewhere), [3, 40]);
+    assert_close(&doubles(&elsewhere), &doubles(&in_order), 1e-6);
+    // In the memory of an input that nobody else has.
+    let sum = run(Op::Add, &[&a, &scalar(0f32)]).unwrap();
+    let in_place = run(op(), &[&sum, &weight]).unwrap();
+    drop(sum);
+    assert_close(&doubles(&in_place), &doubles(&in_order), 1e-6);
 }
 
 #[test]
@@ -216,6 +241,31 @@ fn rotary_embeddings() {
         &[0, 4, 10],
         &[] as &[f32],
     );
+}
+
+#[test]
+fn rotations_of_any_layout() {
+    let (sizes, dims) = ([2usize, 3, 4, 10], 8usize);
+    let x = numbers(240, 33);
+    let a = array(&x, &[2, 3, 4, 10]);
+    let stored = |axes: &[i64]| run(Op::Contiguous, &[&transposed(&a, axes)]).unwrap();
+    let frequency = |pair: usize| 100f64.powf(-2.0 * pair as f64 / dims as f64);
+    let offsets = |batch: usize| [5.0, 1000.0][batch];
+    for traditional in [false, true] {
+        let op = || rope(dims as i64, traditional, Some(100.0), 1.0);
+        let expected = rotated(&x, sizes, dims, traditional, frequency, offsets, 1.0);
+        // Heads behind positions, as a projection leaves them, and features that are not dense.
+        let heads_last = transposed(&stored(&[0, 2, 1, 3]), &[0, 2, 1, 3]);
+        let features_first = transposed(&stored(&[3, 0, 1, 2]), &[1, 2, 3, 0]);
+        let sum = run(Op::Add, &[&a, &scalar(0f32)]).unwrap();
+        for x in [heads_last, features_first, sum] {
+            let got = run(op(), &[&x, &vector(&[5, 1000])]).unwrap();
+            // The sum's memory is nobody else's then.
+            drop(x);
+            assert_eq!(shape(&got), [2, 3, 4, 10]);
+            assert_close(&doubles(&got), &expected, 2e-4);
+        }
+    }
 }
 
 #[test]

@@ -196,6 +196,50 @@ fn indices_that_read_are_clamped() {
 }
 
 #[test]
+fn take_reads_any_layout() {
+    // [[[0, 2, 4], [1, 3, 5]], [[6, 8, 10], [7, 9, 11]]]: no axis lies dense.
+    let a = transposed(&numbers(&[2, 3, 2]), &[0, 2, 1]);
+    let rows = &[1f32, 3.0, 5.0, 0.0, 2.0, 4.0, 7.0, 9.0, 11.0, 6.0, 8.0, 10.0];
+    check(take(1), &[&a, &vector(&[9, 0])], &[2, 2, 3], rows);
+    check(take(2), &[&a, &scalar(-9i8)], &[2, 2], &[0f32, 1.0, 6.0, 7.0]);
+    check(take(0), &[&a, &vector(&[-1])], &[1, 2, 3], &[6f32, 8.0, 10.0, 7.0, 9.0, 11.0]);
+    // [[0, 2], [1, 0]]
+    let indices = transposed(&tensor(&[0, 1, 2, 0], &[2, 2]), &[1, 0]);
+    check(take(0), &[&vector(&[7u8, 8, 9]), &indices], &[2, 2], &[7u8, 9, 8, 7]);
+    check(take(0), &[&vector(&[7u16, 8, 9]), &indices], &[2, 2], &[7u16, 9, 8, 7]);
+    check(take(0), &[&vector(&[7i64, 8, 9]), &indices], &[2, 2], &[7i64, 9, 8, 7]);
+    let c = [complex(1.0, 2.0), complex(3.0, 4.0)];
+    check(take(0), &[&vector(&c), &vector(&[1u64])], &[1], &[complex(3.0, 4.0)]);
+}
+
+#[test]
+fn take_of_many_rows() {
+    // More indices than are read at once, some of each side outside; rows of more than a cache line.
+    let indices: Vec<i32> = (0..600).map(|i| i * 7 % 90 - 40).collect();
+    for width in [1i64, 3, 150] {
+        let a = numbers(&[2, 20, width]);
+        let mut expected = Vec::new();
+        for outer in 0..2 {
+            for &index in &indices {
+                let row = match index {
+                    ..-20 => 0,
+                    -20..0 => index + 20,
+                    0..20 => index,
+                    20.. => 19,
+                };
+                let first = (outer * 20 + i64::from(row)) * width;
+                expected.extend((first..first + width).map(|element| element as f32));
+            }
+        }
+        check(take(1), &[&a, &vector(&indices)], &[2, 600, width], &expected);
+    }
+}
+
+fn transposed(array: &Array, axes: &[i64]) -> Array {
+    run(Op::Transpose(self::axes(axes)), &[array]).unwrap()
+}
+
+#[test]
 fn take_along_axis_broadcasts_the_other_axes() {
     let a = numbers(&[2, 3]);
     check(

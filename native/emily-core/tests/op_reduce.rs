@@ -4,7 +4,8 @@ mod support;
 
 use emily_core::dtype::Dtype;
 use emily_core::op::{
-    Axes, Axis, Op, Partition, Reduce, ReduceAxis, Scan, Searchsorted, Softmax, Spread, Topk,
+    ArgExtreme, Axes, Axis, Cast, Op, Partition, Reduce, ReduceAxis, Scan, Searchsorted, Softmax,
+    Spread, Topk,
 };
 use support::*;
 
@@ -106,6 +107,59 @@ fn positions_of_extremes() {
     check(Op::Argmin(at(0, false)), &[&x], &[3], &[0u32, 1, 1]);
     check(Op::Argmin(at(0, false)), &[&tensor(&[7i32], &[1, 1])], &[1], &[0u32]);
     check(Op::Argmax(at(1, false)), &[&tensor::<f32>(&[], &[0, 3])], &[0], &[0u32; 0]);
+}
+
+fn extreme(axis: i64, greatest: bool, last: bool, dtype: Dtype) -> Op {
+    Op::ArgExtreme(ArgExtreme { axis, keep_axis: false, greatest, last, dtype })
+}
+
+#[test]
+fn positions_of_extremes_with_a_rule() {
+    let (s32, greatest, least) = (Dtype::Int32, true, false);
+    let x = tensor(&[1f32, 5.0, 5.0, 7.0, -1.0, -1.0], &[2, 3]);
+    check(extreme(1, greatest, false, s32), &[&x], &[2], &[1i32, 0]);
+    check(extreme(1, greatest, true, s32), &[&x], &[2], &[2i32, 0]);
+    check(extreme(-1, least, false, s32), &[&x], &[2], &[0i32, 1]);
+    check(extreme(1, least, true, s32), &[&x], &[2], &[0i32, 2]);
+    check(extreme(0, greatest, false, s32), &[&x], &[3], &[1i32, 0, 0]);
+    let columns = run(Op::Transpose(Axes { axes: vec![1, 0] }), &[&x]).unwrap();
+    check(extreme(0, greatest, true, s32), &[&columns], &[2], &[2i32, 0]);
+    check(extreme(1, least, true, s32), &[&columns], &[3], &[0i32, 1, 1]);
+
+    // The last NaN, wherever it is, and zeros that are equal whatever their sign.
+    let x = tensor(&[NAN, 9.0, 1.0, 9.0, NAN, NAN, NAN, 2.0, f32::INFINITY], &[3, 3]);
+    for last in [false, true] {
+        check(extreme(1, greatest, last, s32), &[&x], &[3], &[0i32, 2, 0]);
+        check(extreme(1, least, last, s32), &[&x], &[3], &[0i32, 2, 0]);
+        check(extreme(0, least, last, s32), &[&x], &[3], &[2i32, 1, 1]);
+    }
+    check(extreme(0, greatest, true, s32), &[&vector(&[-0f32, 0.0, -0.0])], &[], &[2i32]);
+    check(extreme(0, least, false, s32), &[&vector(&[0f32, -0.0])], &[], &[0i32]);
+
+    for dtype in [Dtype::Float16, Dtype::Bfloat16, Dtype::Float64] {
+        let x = run(Op::Astype(Cast { dtype }), &[&x]).unwrap();
+        check(extreme(1, greatest, false, s32), &[&x], &[3], &[0i32, 2, 0]);
+    }
+    check(extreme(0, greatest, true, s32), &[&vector(&[u64::MAX, 0, u64::MAX])], &[], &[2i32]);
+    check(extreme(0, least, true, s32), &[&vector(&[i64::MIN, i64::MAX])], &[], &[0i32]);
+    check(extreme(0, greatest, false, s32), &[&vector(&[false, true, true])], &[], &[1i32]);
+    check(extreme(0, least, true, s32), &[&vector(&[i8::MIN, i8::MIN, 0])], &[], &[1i32]);
+
+    let three = vector(&[1u8, 2, 3]);
+    check(extreme(0, greatest, false, Dtype::Uint32), &[&three], &[], &[2u32]);
+    check(extreme(0, greatest, false, Dtype::Uint64), &[&three], &[], &[2u64]);
+    check(extreme(0, greatest, false, Dtype::Int64), &[&three], &[], &[2i64]);
+    check(extreme(0, greatest, false, Dtype::Uint8), &[&three], &[], &[2u8]);
+    check(extreme(0, greatest, false, Dtype::Float32), &[&three], &[], &[2f32]);
+    let keep = ArgExtreme { axis: 0, keep_axis: true, greatest, last: true, dtype: s32 };
+    check(Op::ArgExtreme(keep), &[&three], &[1], &[2i32]);
+
+    let nothing = tensor::<f32>(&[], &[0, 3]);
+    check(extreme(1, greatest, false, s32), &[&nothing], &[0], &[0i32; 0]);
+    refuses(extreme(0, greatest, false, s32), &[&nothing]);
+    refuses(extreme(0, greatest, false, s32), &[&scalar(1f32)]);
+    refuses(extreme(1, greatest, false, s32), &[&three]);
+    refuses(extreme(0, greatest, false, s32), &[&vector(&[complex(1.0, 1.0)])]);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 mod runtime;
 
 use emily_core::dtype::Dtype;
-use emily_core::op::{Axis, Op, Reduce};
+use emily_core::op::{ArgExtreme, Axis, Cast, Epsilon, Op, Reduce, RopeInt};
 use emily_core::program::{can_fuse, Input, Mode, Program, Step, Template};
 use emily_core::reply::Value;
 use emily_core::tensor::Tensor;
@@ -116,6 +116,52 @@ fn fused_ops_give_the_same_numbers() {
     same(&worker, &block(), &[&a, &b]);
     // One array for both inputs.
     same(&worker, &block(), &[&a, &a]);
+}
+
+/// MLX joins equal nodes where it compiles.
+#[test]
+fn ops_that_differ_in_an_attribute_stay_two() {
+    let worker = worker();
+    let cast = |dtype| Op::Astype(Cast { dtype });
+    let extreme = |greatest, last, dtype| {
+        Op::ArgExtreme(ArgExtreme { axis: 1, keep_axis: false, greatest, last, dtype })
+    };
+    let norm = |eps| Op::FastRmsNorm(Epsilon { eps });
+    let rope = |offset, base| {
+        let (traditional, scale, base) = (false, 1.0, Some(base));
+        Op::FastRopeInt(RopeInt { dims: 4, traditional, base, scale, offset })
+    };
+    let pairs = [
+        [cast(Dtype::Int8), cast(Dtype::Int16)],
+        [extreme(true, false, Dtype::Int32), extreme(false, false, Dtype::Int32)],
+        [extreme(true, false, Dtype::Int32), extreme(true, true, Dtype::Int32)],
+        [norm(1e-3), norm(100.0)],
+        [rope(1, 10.0), rope(1, 100.0)],
+        [rope(1, 10.0), rope(2, 10.0)],
+    ];
+    let x = tensor(
+        &[300.5, 2.0, 300.5, -1.0, 7.0, 8.0, 9.0, -9.0, 1.0, 2.0, 3.0, 4.0, 5.0, 5.0, 5.0, 0.5],
+        &[4, 4],
+    );
+    for [a, b] in pairs {
+        let steps = vec![
+            apply(a, &[0]),
+            apply(b, &[0]),
+            apply(cast(Dtype::Float32), &[1]),
+            apply(cast(Dtype::Float32), &[2]),
+            apply(Op::Subtract, &[3, 4]),
+        ];
+        let (inputs, constants) = (vec![floats(&[4, 4])], Vec::new());
+        same(&worker, &Recipe { inputs, constants, steps, outputs: vec![5] }, &[&x]);
+    }
+    let take = |axis| apply(Op::Take(Axis { axis }), &[0, 1]);
+    let recipe = Recipe {
+        inputs: vec![floats(&[4, 4]), template(&[], Dtype::Int32)],
+        constants: Vec::new(),
+        steps: vec![take(0), take(1), apply(Op::Subtract, &[2, 3])],
+        outputs: vec![4],
+    };
+    same(&worker, &recipe, &[&x, &integer(2)]);
 }
 
 #[test]

@@ -198,6 +198,23 @@ fn a_tensor_that_is_donated_and_read_by_others_stays_theirs() {
 }
 
 #[test]
+fn a_donated_tensor_that_is_two_inputs_stays_its_owners() {
+    let worker = worker();
+    let inputs = [template(&[2], Dtype::Float32), template(&[2], Dtype::Float32)];
+    let sum = program(&worker, &inputs, &[], vec![apply(Op::Add, &[0, 1])], &[2]);
+    let (x, y) = (vector(&[2.0, 3.0]), vector(&[5.0, 7.0]));
+    for arguments in [[(&x, true), (&x, true)], [(&x, true), (&x, false)]] {
+        let result = outputs(begin(&worker, &sum, &arguments, Mode::Wait));
+        assert_eq!(read_f32(&worker, &result[0]), [4.0, 6.0]);
+        assert_eq!(read_f32(&worker, &x), [2.0, 3.0]);
+    }
+    let result = outputs(begin(&worker, &sum, &[(&x, true), (&y, false)], Mode::Wait));
+    assert_eq!(read_f32(&worker, &result[0]), [7.0, 10.0]);
+    assert!(worker.build(&Op::Exp, &[Some(&x)]).is_err());
+    assert_eq!(read_f32(&worker, &y), [5.0, 7.0]);
+}
+
+#[test]
 fn scheduled_outputs_are_lazy_until_somebody_waits() {
     let worker = worker();
     let input = [template(&[2], Dtype::Float32)];

@@ -5,7 +5,7 @@
 #include <cmath>
 #include <limits>
 
-#include "kernel.h"
+#include "floats.h"
 
 namespace {
 
@@ -15,10 +15,7 @@ struct Form {
   float scale;
   bool causal, has_mask, has_sinks;
 
-  bool operator==(const Form& other) const {
-    return scale == other.scale && causal == other.causal && has_mask == other.has_mask &&
-        has_sinks == other.has_sinks;
-  }
+  bool operator==(const Form&) const = default;
 };
 
 float dot(const float* a, const float* b, int64_t count) {
@@ -184,24 +181,27 @@ class Attention {
   T* out_;
 };
 
-class AttentionCpu : public CpuPrimitive {
+class HostAttention : public HostPrimitive {
  public:
-  AttentionCpu(mx::Stream stream, Form form) : CpuPrimitive(stream), form_(form) {}
+  HostAttention(mx::Stream stream, Form form) : HostPrimitive(stream), form_(form) {}
 
   void eval_cpu(const std::vector<mx::array>& inputs, mx::array& out) override {
-    schedule(inputs, out, [form = form_](const auto& inputs, auto& out) {
-      with_float(out.dtype(), [&](auto zero) {
-        Attention<decltype(zero)>(inputs, form, out).compute();
+    out.set_data(mx::allocator::malloc(out.nbytes()));
+    dispatch([inputs = kept(inputs),
+              out = mx::array::unsafe_weak_copy(out),
+              form = form_]() mutable {
+      with_float(out.dtype(), [&](auto number) {
+        Attention<decltype(number)>(inputs, form, out).compute();
       });
     });
   }
 
   const char* name() const override {
-    return "AttentionCpu";
+    return "HostAttention";
   }
 
   bool is_equivalent(const mx::Primitive& other) const override {
-    return form_ == static_cast<const AttentionCpu&>(other).form_;
+    return form_ == static_cast<const HostAttention&>(other).form_;
   }
 
   std::vector<mx::Shape> output_shapes(const std::vector<mx::array>& inputs) override {
@@ -214,8 +214,8 @@ class AttentionCpu : public CpuPrimitive {
   Form form_;
 };
 
-// Whether a mask broadcasts to {batch, heads, queries, keys}.
-bool fits(const mx::array& mask, const mx::Shape& scores) {
+// Whether a mask broadcasts to the scores, {batch, heads, queries, keys}.
+bool broadcasts(const mx::array& mask, const mx::Shape& scores) {
   for (int axis = 1; axis <= mask.ndim(); ++axis) {
     if (axis > 4 || (mask.shape(-axis) != 1 && mask.shape(-axis) != scores[4 - axis])) {
       return false;
@@ -236,36 +236,34 @@ extern "C" int emily_attention(
     const mlx_array mask,
     const mlx_array sinks,
     const mlx_stream s) {
-  return make_node(res, [&] {
-    const auto &q = mlx_array_get_(queries), &k = mlx_array_get_(keys), &v = mlx_array_get_(values);
+  return answer(res, [&] {
+    auto inputs = arrays({queries, keys, values, mask, sinks});
+    const auto &q = inputs[0], &k = inputs[1], &v = inputs[2];
+    require_float(q.dtype());
     for (const auto* input : {&q, &k, &v}) {
       if (input->ndim() != 4 || input->size() == 0 || input->dtype() != q.dtype()) {
-        throw std::invalid_argument("attention takes three arrays of rank 4 and one dtype");
+        throw std::invalid_argument("expected three arrays of rank 4 and one dtype");
       }
     }
-    const bool alike = k.shape(0) == q.shape(0) && v.shape(0) == q.shape(0) &&
-        k.shape(1) == v.shape(1) && k.shape(2) == v.shape(2) && k.shape(3) == q.shape(3);
-    if (!alike || q.shape(1) % k.shape(1) != 0) {
-      throw std::invalid_argument("attention takes queries, keys and values that fit each other");
-    }
-    std::vector<mx::array> inputs = {q, k, v};
+    bool fits = k.shape(0) == q.shape(0) && v.shape(0) == q.shape(0) && k.shape(1) == v.shape(1);
+    fits = fits && k.shape(2) == v.shape(2) && k.shape(3) == q.shape(3);
+    fits = fits && q.shape(1) % k.shape(1) == 0;
     if (mask.ctx) {
-      const auto& given = inputs.emplace_back(mlx_array_get_(mask));
-      const bool typed = given.dtype() == mx::bool_ || given.dtype() == q.dtype();
-      if (!typed || !fits(given, {q.shape(0), q.shape(1), q.shape(2), k.shape(2)})) {
-        throw std::invalid_argument("attention takes a mask that broadcasts to the scores");
-      }
+      const auto& given = inputs[3];
+      fits = fits && (given.dtype() == mx::bool_ || given.dtype() == q.dtype());
+      fits = fits && broadcasts(given, {q.shape(0), q.shape(1), q.shape(2), k.shape(2)});
     }
     if (sinks.ctx) {
-      const auto& given = inputs.emplace_back(mlx_array_get_(sinks));
-      if (given.dtype() != q.dtype() || given.ndim() != 1 || given.shape(0) != q.shape(1)) {
-        throw std::invalid_argument("attention takes a sink for each head");
-      }
+      fits = fits && inputs.back().dtype() == q.dtype();
+      fits = fits && inputs.back().shape() == mx::Shape{q.shape(1)};
     }
-    with_float(q.dtype(), [](auto) {});
+    if (!fits) {
+      throw std::invalid_argument("expected keys, values, mask and sinks that fit the queries");
+    }
     const Form form{scale, causal, mask.ctx != nullptr, sinks.ctx != nullptr};
-    auto node = std::make_shared<AttentionCpu>(cpu_stream(s), form);
+    auto node = std::make_shared<HostAttention>(host_stream(s), form);
     const mx::Shape shape = {q.shape(0), q.shape(1), q.shape(2), v.shape(3)};
-    return mx::array(shape, q.dtype(), std::move(node), std::move(inputs));
+    const auto dtype = q.dtype();
+    return mx::array(shape, dtype, std::move(node), std::move(inputs));
   });
 }

@@ -23,8 +23,43 @@ extern "C" {
         s: mlx_stream,
     ) -> std::os::raw::c_int;
 
-    /// `x / sqrt(mean(x^2) + eps) * weight` along the last axis, on a CPU stream; the weight, a vector of x's
-    /// dtype (f32, f16 or bf16), may be null.
+    /// Elements of `a` along an axis that has some, on a CPU stream: the shape of the indices, of any
+    /// integer dtype, takes the axis' place. An index from `-size` on counts from the end; what lies beyond
+    /// the axis becomes its first or last element.
+    pub fn emily_clamped_take(
+        res: *mut mlx_array,
+        a: mlx_array,
+        indices: mlx_array,
+        axis: std::os::raw::c_int,
+        s: mlx_stream,
+    ) -> std::os::raw::c_int;
+
+    /// Indices of any integer dtype as positions u32 inside an axis, on a CPU stream. With a window of 0
+    /// they are those that `emily_clamped_take` reads, of an axis that has elements. Else they are where so
+    /// many elements are written: `size` for an index whose window would leave the axis.
+    pub fn emily_positions(
+        res: *mut mlx_array,
+        indices: mlx_array,
+        size: std::os::raw::c_int,
+        window: std::os::raw::c_int,
+        s: mlx_stream,
+    ) -> std::os::raw::c_int;
+
+    /// Positions of the greatest or least real numbers along an axis that has elements, on a CPU stream: of
+    /// equal ones the first or the last, of NaNs, which count above all, the last. The axis goes; the dtype
+    /// is one of integers of 4 or 8 bytes.
+    pub fn emily_arg_extreme(
+        res: *mut mlx_array,
+        a: mlx_array,
+        axis: std::os::raw::c_int,
+        greatest: bool,
+        last: bool,
+        dtype: mlx_dtype,
+        s: mlx_stream,
+    ) -> std::os::raw::c_int;
+
+    /// `mlx_fast_rms_norm` on a CPU stream. `x` is f32, f16 or bf16; so is the weight, a vector of the last
+    /// axis or null.
     pub fn emily_rms_norm(
         res: *mut mlx_array,
         x: mlx_array,
@@ -33,8 +68,8 @@ extern "C" {
         s: mlx_stream,
     ) -> std::os::raw::c_int;
 
-    /// `(x - mean(x)) / sqrt(variance(x) + eps) * weight + bias` along the last axis, on a CPU stream; weight
-    /// and bias, vectors of x's dtype (f32, f16 or bf16), may be null.
+    /// `mlx_fast_layer_norm` on a CPU stream. `x` is f32, f16 or bf16; so are weight and bias, vectors of the
+    /// last axis or null.
     pub fn emily_layer_norm(
         res: *mut mlx_array,
         x: mlx_array,
@@ -44,22 +79,24 @@ extern "C" {
         s: mlx_stream,
     ) -> std::os::raw::c_int;
 
-    /// As `mlx_fast_rope_dynamic`, on a CPU stream: x `{batch, .., positions, features}` of f32, f16 or bf16,
-    /// the offset an s32 scalar or one entry for each of the batch, the frequencies f32.
+    /// `mlx_fast_rope_dynamic` on a CPU stream. `x`, of rank 2 or more, is f32, f16 or bf16, the offset an
+    /// s32 or a vector with one for each of the first axis, the frequencies f32 or null; then the base
+    /// counts.
     pub fn emily_rope(
         res: *mut mlx_array,
         x: mlx_array,
         dims: std::os::raw::c_int,
         traditional: bool,
-        base: mlx_optional_float,
+        base: f32,
         scale: f32,
         offset: mlx_array,
         frequencies: mlx_array,
         s: mlx_stream,
     ) -> std::os::raw::c_int;
 
-    /// As `mlx_fast_scaled_dot_product_attention`, on a CPU stream: all of one dtype, f32, f16 or bf16, or
-    /// the mask boolean; mask and sinks may be null.
+    /// `mlx_fast_scaled_dot_product_attention` on a CPU stream. Queries, keys and values have elements and are
+    /// f32, f16 or bf16; so is the mask, or boolean, of rank 4 at most; so are the sinks, a vector of the
+    /// heads. Mask and sinks may be null.
     pub fn emily_attention(
         res: *mut mlx_array,
         queries: mlx_array,

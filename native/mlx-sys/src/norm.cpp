@@ -3,7 +3,7 @@
 
 #include <cmath>
 
-#include "kernel.h"
+#include "floats.h"
 
 namespace {
 
@@ -13,9 +13,7 @@ using namespace emily;
 struct Affine {
   bool weight, bias;
 
-  bool operator==(const Affine& other) const {
-    return weight == other.weight && bias == other.bias;
-  }
+  bool operator==(const Affine&) const = default;
 };
 
 template <typename T>
@@ -23,7 +21,7 @@ const float* vector_or_null(const mx::array* v, std::vector<float>& room) {
   return v ? floats(v->data<T>(), v->strides(0), v->size(), room) : nullptr;
 }
 
-// Calls `normalise(row, length)` for the row's mean (subtracted) and factor, in f32.
+// `moments(row, length)` gives what is subtracted from a row and what it is multiplied with.
 template <typename T, typename Moments>
 void normalise_rows(
     const mx::array& x,
@@ -36,8 +34,8 @@ void normalise_rows(
   const float* w = vector_or_null<T>(weight, weight_room);
   const float* b = vector_or_null<T>(bias, bias_room);
   T* to = out.data<T>();
-  Parts rows(x, 1);
-  for (size_t done = 0; done < x.size(); done += length, to += length, rows.next()) {
+  Walk rows(x, 0, x.ndim() - 1);
+  for (int64_t n = 0; n < rows.count(); ++n, to += length, rows.step()) {
     const float* row = floats(x.data<T>() + rows.offset(), stride, length, room);
     const auto [mean, factor] = moments(row, length);
     if (w && b) {
@@ -71,26 +69,30 @@ std::pair<float, float> mean_and_deviation(const float* row, int64_t length, flo
 }
 
 template <bool centred>
-class Norm : public CpuPrimitive {
+class Norm : public HostPrimitive {
  public:
   Norm(mx::Stream stream, float eps, Affine affine)
-      : CpuPrimitive(stream), eps_(eps), affine_(affine) {}
+      : HostPrimitive(stream), eps_(eps), affine_(affine) {}
 
   void eval_cpu(const std::vector<mx::array>& inputs, mx::array& out) override {
-    schedule(inputs, out, [eps = eps_, affine = affine_](const auto& inputs, auto& out) {
+    set_row_major(inputs[0], out);
+    dispatch([inputs = kept(inputs),
+              out = mx::array::unsafe_weak_copy(out),
+              eps = eps_,
+              affine = affine_]() mutable {
       const mx::array* weight = affine.weight ? &inputs[1] : nullptr;
       const mx::array* bias = affine.bias ? &inputs[1 + affine.weight] : nullptr;
       auto moments = [eps](const float* row, int64_t length) {
         return centred ? mean_and_deviation(row, length, eps) : root_mean_square(row, length, eps);
       };
-      with_float(out.dtype(), [&](auto zero) {
-        normalise_rows<decltype(zero)>(inputs[0], weight, bias, out, moments);
+      with_float(out.dtype(), [&](auto number) {
+        normalise_rows<decltype(number)>(inputs[0], weight, bias, out, moments);
       });
     });
   }
 
   const char* name() const override {
-    return centred ? "LayerNormCpu" : "RmsNormCpu";
+    return centred ? "HostLayerNorm" : "HostRmsNorm";
   }
 
   bool is_equivalent(const mx::Primitive& other) const override {
@@ -115,24 +117,21 @@ int norm(
     mlx_array bias,
     float eps,
     mlx_stream s) {
-  return make_node(res, [&] {
-    const auto& rows = mlx_array_get_(x);
-    std::vector<mx::array> inputs = {rows};
-    for (const auto& vector : {weight, bias}) {
-      if (vector.ctx) {
-        inputs.push_back(mlx_array_get_(vector));
-      }
+  return answer(res, [&] {
+    auto inputs = arrays({x, weight, bias});
+    const auto shape = inputs[0].shape();
+    const auto dtype = inputs[0].dtype();
+    require_float(dtype);
+    bool fits = !shape.empty();
+    for (size_t i = 1; i < inputs.size(); ++i) {
+      fits = fits && inputs[i].dtype() == dtype && inputs[i].shape() == mx::Shape{shape.back()};
     }
-    for (const auto& input : inputs) {
-      const bool fits = input.ndim() > 0 && input.shape(-1) == rows.shape(-1);
-      if (input.dtype() != rows.dtype() || !fits || (&input != &inputs[0] && input.ndim() != 1)) {
-        throw std::invalid_argument("a norm takes rows and vectors of their length and dtype");
-      }
+    if (!fits) {
+      throw std::invalid_argument("expected rows, and vectors of their length and dtype");
     }
-    auto node = std::make_shared<Norm<centred>>(
-        cpu_stream(s), eps, Affine{weight.ctx != nullptr, bias.ctx != nullptr});
-    with_float(rows.dtype(), [](auto) {});
-    return mx::array(rows.shape(), rows.dtype(), std::move(node), std::move(inputs));
+    const Affine affine{weight.ctx != nullptr, bias.ctx != nullptr};
+    auto node = std::make_shared<Norm<centred>>(host_stream(s), eps, affine);
+    return mx::array(shape, dtype, std::move(node), std::move(inputs));
   });
 }
 

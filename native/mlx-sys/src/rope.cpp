@@ -3,7 +3,7 @@
 
 #include <cmath>
 
-#include "kernel.h"
+#include "floats.h"
 
 namespace {
 
@@ -12,12 +12,11 @@ using namespace emily;
 struct Rotation {
   int dims;
   bool traditional, has_frequencies;
-  float base, scale;
+  // Counts without frequencies.
+  float base;
+  float scale;
 
-  bool operator==(const Rotation& other) const {
-    return dims == other.dims && traditional == other.traditional &&
-        has_frequencies == other.has_frequencies && base == other.base && scale == other.scale;
-  }
+  bool operator==(const Rotation&) const = default;
 };
 
 // The cosine and the sine of each position and pair of features.
@@ -79,7 +78,8 @@ void rotate_row(
   }
 }
 
-// x is {batch, .., positions, features}; there is one offset for all or one for each of the batch.
+// x is {batch, .., positions, features} or {positions, features}; there is one offset for all or one for each
+// of the batch.
 template <typename T>
 void rotate(
     const mx::array& x,
@@ -87,21 +87,21 @@ void rotate(
     const mx::array* frequencies,
     const Rotation& rotation,
     mx::array& out) {
-  const int positions = x.shape(-2);
+  const int rank = x.ndim(), positions = x.shape(-2), batches = rank > 2 ? x.shape(0) : 1;
   const int64_t features = x.shape(-1), stride = x.strides(-1);
-  const size_t by_batch = x.size() / x.shape(0) / features / positions;
   const int64_t offset_stride = offsets.size() > 1 ? offsets.strides(0) : 0;
   Angles angles(rotation, frequencies);
   std::vector<float> room;
   T* to = out.data<T>();
-  Parts parts(x, 2);
-  for (int batch = 0; batch < x.shape(0); ++batch) {
+  Walk heads(x, 1, rank - 2);
+  for (int batch = 0; batch < batches; ++batch) {
     if (batch == 0 || offset_stride != 0) {
       angles.compute(offsets.data<int32_t>()[batch * offset_stride], positions, rotation.scale);
     }
-    for (size_t part = 0; part < by_batch; ++part, parts.next()) {
+    const T* of_batch = x.data<T>() + (rank > 2 ? batch * x.strides(0) : 0);
+    for (int64_t head = 0; head < heads.count(); ++head, heads.step()) {
       for (int position = 0; position < positions; ++position, to += features) {
-        const T* from = x.data<T>() + parts.offset() + position * x.strides(-2);
+        const T* from = of_batch + heads.offset() + position * x.strides(-2);
         const float* row = floats(from, stride, features, room);
         const float *cosines = angles.cosines(position), *sines = angles.sines(position);
         rotate_row(row, to, features, rotation, cosines, sines);
@@ -110,21 +110,24 @@ void rotate(
   }
 }
 
-class Rope : public CpuPrimitive {
+class Rope : public HostPrimitive {
  public:
-  Rope(mx::Stream stream, Rotation rotation) : CpuPrimitive(stream), rotation_(rotation) {}
+  Rope(mx::Stream stream, Rotation rotation) : HostPrimitive(stream), rotation_(rotation) {}
 
   void eval_cpu(const std::vector<mx::array>& inputs, mx::array& out) override {
-    schedule(inputs, out, [rotation = rotation_](const auto& inputs, auto& out) {
+    set_row_major(inputs[0], out);
+    dispatch([inputs = kept(inputs),
+              out = mx::array::unsafe_weak_copy(out),
+              rotation = rotation_]() mutable {
       const mx::array* frequencies = rotation.has_frequencies ? &inputs[2] : nullptr;
-      with_float(out.dtype(), [&](auto zero) {
-        rotate<decltype(zero)>(inputs[0], inputs[1], frequencies, rotation, out);
+      with_float(out.dtype(), [&](auto number) {
+        rotate<decltype(number)>(inputs[0], inputs[1], frequencies, rotation, out);
       });
     });
   }
 
   const char* name() const override {
-    return "RopeCpu";
+    return "HostRope";
   }
 
   bool is_equivalent(const mx::Primitive& other) const override {
@@ -146,34 +149,29 @@ extern "C" int emily_rope(
     const mlx_array x,
     int dims,
     bool traditional,
-    mlx_optional_float base,
+    float base,
     float scale,
     const mlx_array offset,
     const mlx_array frequencies,
     const mlx_stream s) {
-  return make_node(res, [&] {
-    const auto& rows = mlx_array_get_(x);
-    const auto& offsets = mlx_array_get_(offset);
-    std::vector<mx::array> inputs = {rows, offsets};
-    const Rotation rotation{
-        dims, traditional, frequencies.ctx != nullptr, base.has_value ? base.value : 1.0f, scale};
+  return answer(res, [&] {
+    auto inputs = arrays({x, offset, frequencies});
+    const auto &rows = inputs[0], &offsets = inputs[1];
+    require_float(rows.dtype());
+    bool fits = rows.ndim() > 1 && rows.size() > 0 && offsets.dtype() == mx::int32;
+    fits = fits && dims > 0 && dims % 2 == 0 && dims <= rows.shape(-1);
+    const bool each = offsets.ndim() == 1 && rows.ndim() > 2 && offsets.size() == rows.shape(0);
+    fits = fits && (offsets.size() == 1 || each);
+    const Rotation rotation{dims, traditional, frequencies.ctx != nullptr, base, scale};
     if (rotation.has_frequencies) {
-      inputs.push_back(mlx_array_get_(frequencies));
-      const auto& given = inputs.back();
-      if (given.dtype() != mx::float32 || given.ndim() != 1 || given.shape(0) != dims / 2) {
-        throw std::invalid_argument("rope takes a vector of an f32 for each pair of features");
-      }
+      fits = fits && inputs[2].dtype() == mx::float32 && inputs[2].shape() == mx::Shape{dims / 2};
     }
-    const bool one = offsets.size() == 1 && offsets.ndim() <= 1;
-    const bool each = offsets.ndim() == 1 && offsets.shape(0) == rows.shape(0);
-    if (rows.ndim() < 3 || rows.size() == 0 || offsets.dtype() != mx::int32 || !(one || each)) {
-      throw std::invalid_argument("rope takes {batch, .., positions, features} and s32 offsets");
+    if (!fits) {
+      throw std::invalid_argument("expected rows, and offsets and frequencies that fit them");
     }
-    if (dims <= 0 || dims % 2 != 0 || dims > rows.shape(-1)) {
-      throw std::invalid_argument("rope takes an even number of the features");
-    }
-    with_float(rows.dtype(), [](auto) {});
-    auto node = std::make_shared<Rope>(cpu_stream(s), rotation);
-    return mx::array(rows.shape(), rows.dtype(), std::move(node), std::move(inputs));
+    auto node = std::make_shared<Rope>(host_stream(s), rotation);
+    const auto shape = rows.shape();
+    const auto dtype = rows.dtype();
+    return mx::array(shape, dtype, std::move(node), std::move(inputs));
   });
 }

@@ -79,6 +79,19 @@ attrs! {
         /// Whether it stays with size 1.
         keep_axis: bool,
     }
+    /// Positions of the greatest or least elements.
+    ArgExtreme {
+        /// The axis that is searched.
+        axis: i64,
+        /// Whether it stays with size 1.
+        keep_axis: bool,
+        /// The greatest elements instead of the least.
+        greatest: bool,
+        /// The last of equal elements instead of the first.
+        last: bool,
+        /// Dtype of the positions.
+        dtype: Dtype,
+    }
     /// Softmax.
     Softmax {
         /// Axes over which the results sum to one.

@@ -1,7 +1,7 @@
-//! Fused kernels: MLX's own on a GPU. On a CPU, where MLX composes them of other ops, this crate's, unless
-//! in f64 or with many queries.
+//! Fused kernels: MLX's own on a GPU. On a CPU, where MLX composes them of other ops, those of this project,
+//! unless in f64 or for attention of many queries.
 
-use super::graph::{broadcast_shape, count, input, optional, or_null, Graph};
+use super::graph::{broadcast_shape, count, input, integer, optional, or_null, Graph};
 use super::integer::promote;
 use super::{Attention, Epsilon, Inputs, Rope, RopeInt};
 use crate::build::{Build, Describe};
@@ -10,7 +10,6 @@ use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use mlx_rs::Array;
 use mlx_sys::mlx_optional_float;
-use std::ffi::c_int;
 
 /// Up to so many queries the CPU's kernel is faster than products that BLAS computes.
 const FEW: i32 = 8;
@@ -22,9 +21,9 @@ fn float(op: &'static str, what: &'static str, dtype: Dtype) -> Result<Dtype> {
     Err(Error::argument(op, what, "a real float", format_args!("{dtype}")))
 }
 
-/// Whether the CPU's kernels compute on a dtype, on the stream that is built for.
+/// Whether a kernel of this project computes on a dtype.
 fn has_kernel(build: &Build, dtype: Dtype) -> bool {
-    build.is_cpu() && matches!(dtype, Dtype::Float32 | Dtype::Float16 | Dtype::Bfloat16)
+    build.is_cpu() && dtype != Dtype::Float64
 }
 
 /// The size of the last axis, which is normalised.
@@ -68,7 +67,7 @@ pub(super) fn rms_norm(build: &Build, attrs: &Epsilon, inputs: Inputs) -> Result
     if has_kernel(build, dtype) {
         let x = graph.astype(x, dtype)?;
         let weight = weight.map(|weight| graph.astype(weight, dtype)).transpose()?;
-        // SAFETY: the handle is live and an absent array is null.
+        // SAFETY: the handles are live, of one dtype that the function takes, and an absent array is null.
         return graph.call(|res, s| unsafe {
             mlx_sys::emily_rms_norm(res, x.as_ptr(), or_null(weight.as_ref()), eps, s)
         });
@@ -154,63 +153,55 @@ pub(super) fn rope(build: &Build, attrs: &Rope, inputs: Inputs) -> Result<Array>
         return Err(Error::argument(OP, "shape of the offset", expected, offset.shape_of()));
     }
     let graph = Graph::new(build, OP);
-    let offset = Offset::Given(graph.astype(offset, Dtype::Int32)?);
-    let Rope { dims, traditional, base, scale, .. } = *attrs;
-    let turn = Turn { dims, traditional, base, scale: scale as f32 };
-    rotate(&graph, x, turn, optional(inputs, 2), offset)
+    let offset = graph.astype(offset, Dtype::Int32)?;
+    let &Rope { dims, traditional, base, scale } = attrs;
+    let rotation = Rotation { dims, traditional, base, scale, frequencies: optional(inputs, 2) };
+    rotate(&graph, x, &rotation, || Ok(offset))
 }
 
 /// As `rope` with an offset that is known.
 pub(super) fn rope_int(build: &Build, attrs: &RopeInt, inputs: Inputs) -> Result<Array> {
     const OP: &str = "FastRopeInt";
     let x = input(OP, inputs, 0)?;
-    let offset = Offset::Known(check::int(OP, "offset", attrs.offset)?);
-    let RopeInt { dims, traditional, base, scale, .. } = *attrs;
-    let turn = Turn { dims, traditional, base, scale: scale as f32 };
-    rotate(&Graph::new(build, OP), x, turn, optional(inputs, 1), offset)
+    let offset = check::int(OP, "offset", attrs.offset)?;
+    let graph = Graph::new(build, OP);
+    let &RopeInt { dims, traditional, base, scale, .. } = attrs;
+    let rotation = Rotation { dims, traditional, base, scale, frequencies: optional(inputs, 1) };
+    rotate(&graph, x, &rotation, || Ok(integer(offset.into(), Dtype::Int32)))
 }
 
-/// The position of the first row: a number, or s32 for all or for each of the batch.
-enum Offset {
-    Known(c_int),
-    Given(Array),
-}
-
-/// How features are rotated.
-struct Turn {
+/// What rotates, but for the offset.
+struct Rotation<'a> {
     dims: i64,
     traditional: bool,
     base: Option<f64>,
-    scale: f32,
+    scale: f64,
+    frequencies: Option<&'a Array>,
 }
 
 fn rotate(
     graph: &Graph,
     x: &Array,
-    turn: Turn,
-    frequencies: Option<&Array>,
-    offset: Offset,
+    rotation: &Rotation,
+    offset: impl FnOnce() -> Result<Array>,
 ) -> Result<Array> {
     let op = graph.op;
-    let dtype = float(op, "dtype of input 0", x.dtype_of())?;
+    float(op, "dtype of input 0", x.dtype_of())?;
     check::rank_at_least(op, "rank of input 0", x.rank(), 2)?;
     let features = x.shape_of()[x.rank() - 1];
-    let Turn { dims, traditional, base, scale } = turn;
-    let dims = check::positive(op, "dims", dims)?;
+    let dims = check::positive(op, "dims", rotation.dims)?;
     if dims % 2 != 0 || dims > features {
         return Err(Error::argument(op, "dims", format!("an even number up to {features}"), dims));
     }
-    let base = match (base, frequencies) {
-        (Some(base), None) if base > 0.0 => {
-            mlx_optional_float { value: base as f32, has_value: true }
-        }
+    let (base, frequencies) = match (rotation.base, rotation.frequencies) {
+        (Some(base), None) if base > 0.0 => (base as f32, None),
         (None, Some(frequencies)) => {
             float(op, "dtype of the frequencies", frequencies.dtype_of())?;
             if frequencies.shape_of() != [dims / 2] {
                 let (expected, got) = (format!("{:?}", [dims / 2]), frequencies.shape_of());
                 return Err(Error::argument(op, "shape of the frequencies", expected, got));
             }
-            mlx_optional_float { value: 0.0, has_value: false }
+            (0.0, Some(graph.astype(frequencies, Dtype::Float32)?))
         }
         (base, _) => {
             let expected = "a positive base or frequencies, not both";
@@ -220,58 +211,37 @@ fn rotate(
     if x.count() == 0 {
         return Ok(x.clone());
     }
+    let (offset, frequencies) = (offset()?, or_null(frequencies.as_ref()));
+    let (traditional, scale) = (rotation.traditional, rotation.scale as f32);
+    if has_kernel(&graph.build, x.dtype_of()) {
+        let (x, offset) = (x.as_ptr(), offset.as_ptr());
+        // SAFETY: live handles of dtypes and shapes that the function takes; an absent array is null.
+        return graph.call(|res, s| unsafe {
+            mlx_sys::emily_rope(res, x, dims, traditional, base, scale, offset, frequencies, s)
+        });
+    }
     // MLX wants an axis before the positions.
     let shape = x.shape_of();
     let batched = if shape.len() == 2 { [&[1], shape].concat() } else { shape.to_vec() };
     let batched = graph.reshape(x, &batched)?;
-    let raw = batched.as_ptr();
-    let rotated = if has_kernel(&graph.build, dtype) {
-        let offset = match offset {
-            Offset::Known(offset) => Array::from_int(offset),
-            Offset::Given(offset) => offset,
-        };
-        let frequencies =
-            frequencies.map(|given| graph.astype(given, Dtype::Float32)).transpose()?;
-        let (offset, frequencies) = (offset.as_ptr(), or_null(frequencies.as_ref()));
+    let base = mlx_optional_float { value: base, has_value: frequencies.ctx.is_null() };
+    let rotated = graph.call(|res, s| {
+        let (x, offset) = (batched.as_ptr(), offset.as_ptr());
         // SAFETY: the handles are live and absent arrays are null.
-        graph.call(|res, s| unsafe {
-            mlx_sys::emily_rope(res, raw, dims, traditional, base, scale, offset, frequencies, s)
-        })?
-    } else {
-        let frequencies = or_null(frequencies);
-        graph.call(|res, s| match &offset {
-            // SAFETY: the handles are live and absent arrays are null.
-            Offset::Known(offset) => unsafe {
-                let offset = *offset;
-                mlx_sys::mlx_fast_rope(
-                    res,
-                    raw,
-                    dims,
-                    traditional,
-                    base,
-                    scale,
-                    offset,
-                    frequencies,
-                    s,
-                )
-            },
-            // SAFETY: as above.
-            Offset::Given(offset) => unsafe {
-                let offset = offset.as_ptr();
-                mlx_sys::mlx_fast_rope_dynamic(
-                    res,
-                    raw,
-                    dims,
-                    traditional,
-                    base,
-                    scale,
-                    offset,
-                    frequencies,
-                    s,
-                )
-            },
-        })?
-    };
+        unsafe {
+            mlx_sys::mlx_fast_rope_dynamic(
+                res,
+                x,
+                dims,
+                traditional,
+                base,
+                scale,
+                offset,
+                frequencies,
+                s,
+            )
+        }
+    })?;
     graph.reshape(&rotated, shape)
 }
 

@@ -168,7 +168,8 @@ fn clamped_start(graph: &Graph, start: &Array, axes: &[i32], room: &[i64]) -> Re
 }
 
 /// Elements along an axis: the shape of the indices, of any integer dtype, takes the axis' place.
-/// Refused: an empty axis with indices.
+/// Negative indices count from the end, and what lies beyond the axis is clamped. Refused: an empty axis
+/// with indices.
 pub(super) fn take(build: &Build, attrs: &Axis, inputs: Inputs) -> Result<Array> {
     const OP: &str = "Take";
     let (a, indices) = (input(OP, inputs, 0)?, input(OP, inputs, 1)?);
@@ -182,6 +183,12 @@ pub(super) fn take(build: &Build, attrs: &Axis, inputs: Inputs) -> Result<Array>
     let shape = check::shape(OP, &wide(&shape), a.dtype_of())?;
     if count(&shape) == 0 {
         return graph.zeros(&shape, a.dtype_of());
+    }
+    if graph.build.is_cpu() {
+        // SAFETY: both handles are live; the axis has elements and the indices are integers.
+        return graph.call(|res, s| unsafe {
+            mlx_sys::emily_clamped_take(res, a.as_ptr(), indices.as_ptr(), axis, s)
+        });
     }
     let indices = clamped(&graph, indices, size)?;
     // SAFETY: both handles are live.

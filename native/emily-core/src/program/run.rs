@@ -16,7 +16,8 @@ pub struct Input {
     /// Its tensor.
     pub tensor: Tensor,
     /// Whether the run takes the array out of the tensor, whose later uses are errors. MLX may
-    /// overwrite the buffer of an array that nobody else holds.
+    /// overwrite the buffer of an array that nobody else holds. A tensor that is several inputs stays its
+    /// owner's.
     pub donated: bool,
 }
 
@@ -73,13 +74,27 @@ impl Program {
         Tensor::settle_risks(inputs.iter().map(|input| &input.tensor))?;
         let arrays =
             inputs.iter().map(|input| input.tensor.handle(OP)).collect::<Result<Vec<_>>>()?;
-        for input in inputs.iter().filter(|input| input.donated) {
+        for tensor in given_away(inputs) {
             // The run's own handle is the last then.
-            input.tensor.deallocate();
+            tensor.deallocate();
         }
         let mode = if self.can_fail { Mode::Wait } else { mode };
         go(Machine::new(self, arrays)?, mode, home, go_on)
     }
+}
+
+/// The donated tensors that are one input each.
+fn given_away(inputs: &[Input]) -> impl Iterator<Item = &Tensor> {
+    let mut ids = Vec::new();
+    if inputs.iter().any(|input| input.donated) {
+        ids.extend(inputs.iter().map(|input| input.tensor.id()));
+        ids.sort_unstable();
+    }
+    let donated = inputs.iter().filter(|input| input.donated).map(|input| &input.tensor);
+    donated.filter(move |tensor| {
+        let first = ids.partition_point(|&id| id < tensor.id());
+        ids.get(first + 1) != Some(&tensor.id())
+    })
 }
 
 impl Run {
