@@ -24,6 +24,9 @@ const WIDE: c_int = 32;
 /// Blocks are a multiple of this, the width of OpenBLAS's kernels.
 const GRAIN: usize = 48;
 
+/// The most blocks of a product for each core.
+const MOST_BY_CORE: usize = 4;
+
 const ROW_MAJOR: c_int = 101;
 const NO_TRANSPOSE: c_int = 111;
 const TRANSPOSE: c_int = 112;
@@ -111,11 +114,13 @@ impl Layout {
         self.m.min(self.n) >= WIDE && multiplications >= LARGE
     }
 
-    /// Cuts the longer side of the product for `cores`.
+    /// Cuts the longer side of the product for `cores`. Several blocks a core even out what else the cores
+    /// do; but each block reads the whole of the other side, so that none is shorter than that.
     fn blocks(&self, cores: usize) -> Vec<Block> {
         let by_columns = self.n >= self.m;
-        let length = if by_columns { self.n } else { self.m };
-        let even = (length as usize).div_ceil(cores).next_multiple_of(GRAIN);
+        let (length, other) = if by_columns { (self.n, self.m) } else { (self.m, self.n) };
+        let by_core = (length as usize / cores / other as usize).clamp(1, MOST_BY_CORE);
+        let even = (length as usize).div_ceil(cores * by_core).next_multiple_of(GRAIN);
         (0..length as usize)
             .step_by(even)
             .map(|first| {
@@ -330,7 +335,7 @@ mod tests {
 
     #[test]
     fn blocks_cover_the_longer_side_once() {
-        for (m, n) in [(64, 1000), (1000, 64), (1024, 1024), (33, 97)] {
+        for (m, n) in [(64, 1000), (1000, 64), (1024, 1024), (33, 97), (32, 32_768)] {
             let layout = Layout {
                 trans_a: NO_TRANSPOSE,
                 trans_b: NO_TRANSPOSE,
@@ -342,7 +347,12 @@ mod tests {
             };
             for cores in 1..9 {
                 let blocks = layout.blocks(cores);
-                assert!(blocks.len() <= cores);
+                assert!(blocks.len() <= cores * MOST_BY_CORE);
+                if blocks.len() > cores {
+                    let (last, whole) = blocks.split_last().unwrap();
+                    let is_long = |block: &Block| block.m.max(block.n) >= m.min(n);
+                    assert!(whole.iter().all(is_long) && last.m * last.n > 0);
+                }
                 let covered: c_int = blocks.iter().map(|block| block.m * block.n).sum();
                 assert_eq!(covered, m * n);
             }
