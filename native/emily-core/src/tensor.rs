@@ -509,7 +509,7 @@ pub(crate) fn evaluate<'a>(
     let asked = arrays.clone().into_iter().map(size).sum();
     shortage::retry(op, asked, || {
         let _gate = slot::evaluating();
-        let _room = Room::take();
+        let _room = Room::take(outputs.as_raw());
         // SAFETY: a live vector of arrays whose slot the caller holds.
         mlx::check(op, unsafe { mlx_sys::mlx_eval(outputs.as_raw()) })
     })?;
@@ -528,7 +528,7 @@ pub(crate) fn schedule<'a>(
 ) -> Result<()> {
     let outputs = crate::build::Arrays::from_iter(arrays);
     let _gate = slot::scheduling();
-    let _room = Room::take();
+    let _room = Room::take(outputs.as_raw());
     // SAFETY: a live vector of arrays whose slot the caller holds.
     mlx::check(op, unsafe { mlx_sys::mlx_async_eval(outputs.as_raw()) })
 }

@@ -113,6 +113,10 @@ extern "C" {
     /// negative.
     pub fn emily_scheduler_add_room(groups: std::os::raw::c_int);
 
+    /// The bytes of the results that an evaluation of arrays computes on its way, or, once they are more than
+    /// `most`, some number above it. No other thread may evaluate the arrays meanwhile.
+    pub fn emily_graph_bytes(outputs: mlx_vector_array, most: usize) -> usize;
+
     /// The keys of a GGUF file's metadata, which mlx-c gives by key alone.
     pub fn emily_gguf_metadata_keys(
         keys: *mut mlx_vector_string,
