@@ -8,7 +8,7 @@ defmodule SmolLM2.Nx.Generate do
   alias SmolLM2.Nx.Model
 
   # Prompts are filled up to a multiple of this, so that few compiled functions serve all lengths.
-  @step 32
+  @step 8
 
   @type answer :: %{ids: [non_neg_integer], first_ms: float, token_ms: [float]}
 
