@@ -3,7 +3,7 @@
 mod support;
 
 use emily_core::dtype::Dtype;
-use emily_core::op::{ArrayEqual, Cast, Op, Round};
+use emily_core::op::{ArrayEqual, Cast, Op, Round, Slice};
 use std::f32::consts::{E, PI};
 use support::*;
 
@@ -49,6 +49,66 @@ fn functions_of_real_numbers() {
             check_close(op.clone(), &[&scalar(input[0] as i32)], &expected[..1]);
         }
     }
+}
+
+/// By the definition of each in f64, at numbers of all sizes, in order and in steps of three.
+#[test]
+fn exponentials_are_the_nearest_numbers() {
+    let numbers: Vec<f32> = (-3000..=3000)
+        .flat_map(|i| [i as f32 / 29.0, i as f32 / 500.0, i as f32 * 1e-12])
+        .chain([0.0, -0.0, f32::INFINITY, f32::NEG_INFINITY, f32::MAX, f32::MIN, 1e-42])
+        .collect();
+    let functions: [(Op, fn(f64) -> f64); 2] =
+        [(Op::Exp, f64::exp), (Op::Sigmoid, |x| 1.0 / (1.0 + (-x).exp()))];
+    let count = numbers.len() as i64;
+    let x = vector(&numbers);
+    let spread: Vec<f32> = numbers.iter().flat_map(|&x| [x, 7.0, 8.0]).collect();
+    let columns = Slice { starts: vec![0, 0], stops: vec![count, 1], strides: vec![1, 1] };
+    let spread = run(Op::Slice(columns), &[&tensor(&spread, &[count, 3])]).unwrap();
+    for (op, function) in functions {
+        let got = read::<f32>(&run(op.clone(), &[&x]).unwrap());
+        for (&x, &got) in numbers.iter().zip(&got) {
+            let expected = function(x.into()) as f32;
+            let apart = (got.to_bits() as i64 - expected.to_bits() as i64).abs();
+            assert!(apart <= 1, "{op:?} of {x}: expected {expected}, got {got}");
+        }
+        let strided = run(op.clone(), &[&spread]).unwrap();
+        assert_eq!(shape(&strided), [count, 1]);
+        assert_eq!(read::<f32>(&strided), got, "{op:?}");
+        assert!(read::<f32>(&run(op, &[&vector(&[f32::NAN])]).unwrap())[0].is_nan());
+    }
+}
+
+/// To the digits of Abramowitz and Stegun's table 7.1.
+#[test]
+fn the_error_function() {
+    let points = [0.02, 0.5, 0.98, 1.0, 1.02, 1.5, 2.0];
+    let table = [
+        0.0225645747,
+        0.5204998778,
+        0.8342315043,
+        0.8427007929,
+        0.8508380177,
+        0.9661051465,
+        0.9953222650,
+    ];
+    let points: Vec<f32> = points.iter().flat_map(|&x: &f32| [x, -x]).collect();
+    let got = read::<f32>(&run(Op::Erf, &[&vector(&points)]).unwrap());
+    for (at, &got) in got.iter().enumerate() {
+        let x = f64::from(points[at]);
+        // The points are no f32: the slope takes the digits over.
+        let exact: f64 = [0.02, 0.5, 0.98, 1.0, 1.02, 1.5, 2.0][at / 2];
+        let slope = 2.0 / std::f64::consts::PI.sqrt() * (-exact * exact).exp();
+        let expected = x.signum() * (table[at / 2] + (x.abs() - exact) * slope);
+        assert!((f64::from(got) - expected).abs() < 7e-8, "erf({x}): {expected}, got {got}");
+    }
+    let special = [0.0f32, -0.0, f32::INFINITY, f32::NEG_INFINITY, 1e-30, 1e30];
+    let got = read::<f32>(&run(Op::Erf, &[&vector(&special)]).unwrap());
+    assert_eq!(got[..4], [0.0, 0.0, 1.0, -1.0]);
+    assert!(got[1].is_sign_negative());
+    let slope = 2.0 / std::f64::consts::PI.sqrt();
+    assert_eq!(got[4..], [(slope * f64::from(special[4])) as f32, 1.0]);
+    assert!(read::<f32>(&run(Op::Erf, &[&vector(&[f32::NAN])]).unwrap())[0].is_nan());
 }
 
 #[test]

@@ -1,10 +1,12 @@
-// Attention of few queries on the CPU, as a decoding step has them, in one pass. MLX composes it there
-// of about ten operations. With many queries its products are large, and BLAS is faster than this.
+// Attention on the CPU, which MLX composes there of about ten operations. Of few queries, as a decoding step
+// has them, it is one pass. With many queries the two products are large and BLAS's; what is between
+// them is one pass.
 
 #include <algorithm>
 #include <cmath>
 #include <limits>
 
+#include "exponential.h"
 #include "floats.h"
 
 namespace {
@@ -64,21 +66,57 @@ class Mask {
   int64_t strides_[4] = {};
 };
 
+EMILY_WIDE void exponentials(float* scores, int64_t count, float greatest) {
+  for (int64_t i = 0; i < count; ++i) {
+    scores[i] = static_cast<float>(exponential(scores[i] - greatest));
+  }
+}
+
 // In place. A sink is one more score without a value.
 void softmax(float* scores, int64_t keys, const float* sink) {
   float greatest = sink ? *sink : -std::numeric_limits<float>::infinity();
   for (int64_t key = 0; key < keys; ++key) {
     greatest = std::max(greatest, scores[key]);
   }
-  for (int64_t key = 0; key < keys; ++key) {
-    scores[key] = std::exp(scores[key] - greatest);
-  }
+  exponentials(scores, keys, greatest);
   float sum = sum_of(keys, [scores](int64_t key) { return scores[key]; });
   sum += sink ? std::exp(*sink - greatest) : 0.0f;
   for (int64_t key = 0; key < keys; ++key) {
     scores[key] /= sum;
   }
 }
+
+// What makes weights of the scores of queries, in place.
+template <typename T>
+class Weights {
+ public:
+  // The mask and the sinks come last of the inputs, in this order.
+  Weights(const std::vector<mx::array>& inputs, Form form, int64_t queries, int64_t keys)
+      : mask_(form.has_mask ? &inputs[inputs.size() - 1 - form.has_sinks] : nullptr),
+        sinks_(form.has_sinks ? &inputs.back() : nullptr),
+        causal_(form.causal),
+        queries_(queries),
+        keys_(keys) {}
+
+  void weigh(int64_t batch, int64_t head, int64_t query, float* scores) const {
+    mask_.apply(scores, batch, head, query, keys_);
+    if (causal_) {
+      const int64_t seen = std::max<int64_t>(query + keys_ - queries_ + 1, 0);
+      std::fill(scores + std::min(seen, keys_), scores + keys_, Mask<T>::hidden());
+    }
+    float sink = 0.0f;
+    if (sinks_) {
+      sink = static_cast<float>(sinks_->data<T>()[head * sinks_->strides(0)]);
+    }
+    softmax(scores, keys_, sinks_ ? &sink : nullptr);
+  }
+
+ private:
+  Mask<T> mask_;
+  const mx::array* sinks_;
+  bool causal_;
+  int64_t queries_, keys_;
+};
 
 template <typename T>
 class Attention {
@@ -87,9 +125,8 @@ class Attention {
       : q_(inputs[0]),
         k_(inputs[1]),
         v_(inputs[2]),
-        mask_(form.has_mask ? &inputs[3] : nullptr),
-        sinks_(form.has_sinks ? &inputs.back() : nullptr),
-        form_(form),
+        scale_(form.scale),
+        weights_(inputs, form, q_.shape(2), k_.shape(2)),
         group_(q_.shape(1) / k_.shape(1)),
         queries_(q_.shape(2)),
         keys_(k_.shape(2)),
@@ -105,7 +142,8 @@ class Attention {
       for (int64_t head = 0; head < k_.shape(1); ++head) {
         score(batch, head);
         for (int64_t row = 0; row < rows(); ++row) {
-          weigh(batch, head * group_ + row / queries_, row % queries_, scores(row));
+          const int64_t query_head = head * group_ + row / queries_;
+          weights_.weigh(batch, query_head, row % queries_, scores(row));
         }
         sum(batch, head);
       }
@@ -127,7 +165,7 @@ class Attention {
       const T* q = q_.data<T>() + batch * q_.strides(0) +
           (head * group_ + row / queries_) * q_.strides(1) + row % queries_ * q_.strides(2);
       for (int64_t i = 0; i < depth_; ++i) {
-        scaled_[row * depth_ + i] = form_.scale * static_cast<float>(q[i * q_.strides(3)]);
+        scaled_[row * depth_ + i] = scale_ * static_cast<float>(q[i * q_.strides(3)]);
       }
     }
     const T* k = k_.data<T>() + batch * k_.strides(0) + head * k_.strides(1);
@@ -137,20 +175,6 @@ class Attention {
         scores(row)[key] = dot(scaled_.data() + row * depth_, features, depth_);
       }
     }
-  }
-
-  // Scores become weights.
-  void weigh(int64_t batch, int64_t head, int64_t query, float* scores) {
-    mask_.apply(scores, batch, head, query, keys_);
-    if (form_.causal) {
-      const int64_t seen = std::max<int64_t>(query + keys_ - queries_ + 1, 0);
-      std::fill(scores + std::min(seen, keys_), scores + keys_, Mask<T>::hidden());
-    }
-    float sink = 0.0f;
-    if (sinks_) {
-      sink = static_cast<float>(sinks_->data<T>()[head * sinks_->strides(0)]);
-    }
-    softmax(scores, keys_, sinks_ ? &sink : nullptr);
   }
 
   void sum(int64_t batch, int64_t head) {
@@ -173,9 +197,8 @@ class Attention {
   }
 
   const mx::array &q_, &k_, &v_;
-  Mask<T> mask_;
-  const mx::array* sinks_;
-  Form form_;
+  float scale_;
+  Weights<T> weights_;
   int64_t group_, queries_, keys_, depth_, width_;
   std::vector<float> scores_, scaled_, sums_, room_;
   T* out_;
@@ -214,6 +237,49 @@ class HostAttention : public HostPrimitive {
   Form form_;
 };
 
+// Of scores {batch, heads, queries, keys} in f32.
+class HostAttentionWeights : public HostPrimitive {
+ public:
+  HostAttentionWeights(mx::Stream stream, Form form) : HostPrimitive(stream), form_(form) {}
+
+  void eval_cpu(const std::vector<mx::array>& inputs, mx::array& out) override {
+    set_row_major(inputs[0], out);
+    dispatch([inputs = kept(inputs),
+              out = mx::array::unsafe_weak_copy(out),
+              form = form_]() mutable {
+      const auto& scores = inputs[0];
+      const int64_t heads = out.shape(1), queries = out.shape(2), keys = out.shape(3);
+      const Weights<float> weights(inputs, form, queries, keys);
+      std::vector<float> room;
+      Walk rows(scores, 0, 3);
+      float* to = out.data<float>();
+      for (int64_t row = 0; row < rows.count(); ++row, rows.step(), to += keys) {
+        const float* from = scores.data<float>() + rows.offset();
+        const float* given = floats(from, scores.strides(3), keys, room);
+        if (given != to) {
+          std::copy(given, given + keys, to);
+        }
+        weights.weigh(row / queries / heads, row / queries % heads, row % queries, to);
+      }
+    });
+  }
+
+  const char* name() const override {
+    return "HostAttentionWeights";
+  }
+
+  bool is_equivalent(const mx::Primitive& other) const override {
+    return form_ == static_cast<const HostAttentionWeights&>(other).form_;
+  }
+
+  std::vector<mx::Shape> output_shapes(const std::vector<mx::array>& inputs) override {
+    return {inputs[0].shape()};
+  }
+
+ private:
+  Form form_;
+};
+
 // Whether a mask broadcasts to the scores, {batch, heads, queries, keys}.
 bool broadcasts(const mx::array& mask, const mx::Shape& scores) {
   for (int axis = 1; axis <= mask.ndim(); ++axis) {
@@ -222,6 +288,26 @@ bool broadcasts(const mx::array& mask, const mx::Shape& scores) {
     }
   }
   return true;
+}
+
+// Whether the mask and the sinks, the last inputs where they are there, suit the scores and the first input's
+// dtype.
+bool suit(
+    const std::vector<mx::array>& inputs,
+    mlx_array mask,
+    mlx_array sinks,
+    const mx::Shape& scores) {
+  const auto dtype = inputs[0].dtype();
+  bool suit = true;
+  if (mask.ctx) {
+    const auto& given = inputs[inputs.size() - 1 - (sinks.ctx != nullptr)];
+    suit = (given.dtype() == mx::bool_ || given.dtype() == dtype) && broadcasts(given, scores);
+  }
+  if (sinks.ctx) {
+    const auto& given = inputs.back();
+    suit = suit && given.dtype() == dtype && given.shape() == mx::Shape{scores[1]};
+  }
+  return suit;
 }
 
 } // namespace
@@ -248,15 +334,7 @@ extern "C" int emily_attention(
     bool fits = k.shape(0) == q.shape(0) && v.shape(0) == q.shape(0) && k.shape(1) == v.shape(1);
     fits = fits && k.shape(2) == v.shape(2) && k.shape(3) == q.shape(3);
     fits = fits && q.shape(1) % k.shape(1) == 0;
-    if (mask.ctx) {
-      const auto& given = inputs[3];
-      fits = fits && (given.dtype() == mx::bool_ || given.dtype() == q.dtype());
-      fits = fits && broadcasts(given, {q.shape(0), q.shape(1), q.shape(2), k.shape(2)});
-    }
-    if (sinks.ctx) {
-      fits = fits && inputs.back().dtype() == q.dtype();
-      fits = fits && inputs.back().shape() == mx::Shape{q.shape(1)};
-    }
+    fits = fits && suit(inputs, mask, sinks, {q.shape(0), q.shape(1), q.shape(2), k.shape(2)});
     if (!fits) {
       throw std::invalid_argument("expected keys, values, mask and sinks that fit the queries");
     }
@@ -265,5 +343,26 @@ extern "C" int emily_attention(
     const mx::Shape shape = {q.shape(0), q.shape(1), q.shape(2), v.shape(3)};
     const auto dtype = q.dtype();
     return mx::array(shape, dtype, std::move(node), std::move(inputs));
+  });
+}
+
+extern "C" int emily_attention_weights(
+    mlx_array* res,
+    const mlx_array scores_,
+    bool causal,
+    const mlx_array mask,
+    const mlx_array sinks,
+    const mlx_stream s) {
+  return answer(res, [&] {
+    auto inputs = arrays({scores_, mask, sinks});
+    const auto shape = inputs[0].shape();
+    const bool fits = shape.size() == 4 && inputs[0].size() > 0 &&
+        inputs[0].dtype() == mx::float32 && suit(inputs, mask, sinks, shape);
+    if (!fits) {
+      throw std::invalid_argument("expected f32 scores, and mask and sinks that fit them");
+    }
+    const Form form{1.0f, causal, mask.ctx != nullptr, sinks.ctx != nullptr};
+    auto node = std::make_shared<HostAttentionWeights>(host_stream(s), form);
+    return mx::array(shape, mx::float32, std::move(node), std::move(inputs));
   });
 }

@@ -109,6 +109,26 @@ extern "C" {
         s: mlx_stream,
     ) -> std::os::raw::c_int;
 
+    /// `softmax(scores + mask)` along the last axis, on a CPU stream, as attention takes it: the scores, f32
+    /// `{batch, heads, queries, keys}`, with `causal`, mask and sinks as in `emily_attention`.
+    pub fn emily_attention_weights(
+        res: *mut mlx_array,
+        scores: mlx_array,
+        causal: bool,
+        mask: mlx_array,
+        sinks: mlx_array,
+        s: mlx_stream,
+    ) -> std::os::raw::c_int;
+
+    /// `mlx_exp` of f32 on a CPU stream.
+    pub fn emily_exp(res: *mut mlx_array, x: mlx_array, s: mlx_stream) -> std::os::raw::c_int;
+
+    /// `mlx_erf` of f32 on a CPU stream.
+    pub fn emily_erf(res: *mut mlx_array, x: mlx_array, s: mlx_stream) -> std::os::raw::c_int;
+
+    /// `mlx_sigmoid` of f32 on a CPU stream.
+    pub fn emily_sigmoid(res: *mut mlx_array, x: mlx_array, s: mlx_stream) -> std::os::raw::c_int;
+
     /// Lets evaluations schedule so many more groups of operations ahead of what is computed, or less if
     /// negative.
     pub fn emily_scheduler_add_room(groups: std::os::raw::c_int);

@@ -4,7 +4,7 @@
 //! float result, of f32. What an op cannot take of complex numbers is an error when it is built. The
 //! error function and its inverse have f32's precision in f64 too.
 
-use super::graph::{count, input, optional, Binary, Graph};
+use super::graph::{count, input, optional, Binary, Graph, Unary};
 use super::{double, integer, ArrayEqual, Inputs, Round};
 use crate::build::{Build, Describe};
 use crate::dtype::Dtype;
@@ -41,15 +41,15 @@ macro_rules! rounding {
     )*};
 }
 
-/// Functions whose kernel for f64 is one for f32.
+/// Functions whose kernel for f64 is one for f32. The second function is the CPU's for f32.
 macro_rules! single {
-    ($($name:ident: $op:literal, $function:ident;)*) => {$(
+    ($($name:ident: $op:literal, $function:ident, $host:ident;)*) => {$(
         pub(super) fn $name(build: &Build, inputs: Inputs) -> Result<Array> {
             let (graph, x) = (Graph::new(build, $op), input($op, inputs, 0)?);
             if x.dtype_of() == Dtype::Float64 {
                 return double::$name(&graph, x);
             }
-            graph.unary(mlx_sys::$function, x)
+            graph.unary(host_or(&graph, x, mlx_sys::$host, mlx_sys::$function), x)
         }
     )*};
 }
@@ -102,7 +102,6 @@ unary! {
     arcsinh: "Arcsinh", mlx_arcsinh;
     arccosh: "Arccosh", mlx_arccosh;
     arctanh: "Arctanh", mlx_arctanh;
-    erf: "Erf", mlx_erf;
     erfinv: "Erfinv", mlx_erfinv;
     square: "Square", mlx_square;
     reciprocal: "Reciprocal", mlx_reciprocal;
@@ -119,10 +118,24 @@ unary! {
 }
 
 single! {
-    exp: "Exp", mlx_exp;
-    sin: "Sin", mlx_sin;
-    cos: "Cos", mlx_cos;
-    sigmoid: "Sigmoid", mlx_sigmoid;
+    exp: "Exp", mlx_exp, emily_exp;
+    sin: "Sin", mlx_sin, mlx_sin;
+    cos: "Cos", mlx_cos, mlx_cos;
+    sigmoid: "Sigmoid", mlx_sigmoid, emily_sigmoid;
+}
+
+pub(super) fn erf(build: &Build, inputs: Inputs) -> Result<Array> {
+    let (graph, x) = (Graph::new(build, "Erf"), input("Erf", inputs, 0)?);
+    graph.unary(host_or(&graph, x, mlx_sys::emily_erf, mlx_sys::mlx_erf), x)
+}
+
+/// This project's kernel where it computes, which is for f32 on a CPU, and MLX's elsewhere.
+fn host_or(graph: &Graph, x: &Array, host: Unary, mlx: Unary) -> Unary {
+    if graph.build.is_cpu() && x.dtype_of() == Dtype::Float32 {
+        host
+    } else {
+        mlx
+    }
 }
 
 rounding! {

@@ -298,6 +298,25 @@ pub(super) fn scaled_dot_product_attention(
             mlx_sys::emily_attention(res, q, k, v, scale, attrs.causal, mask, sinks, s)
         });
     }
+    if build.is_cpu() && dtype == Dtype::Float32 {
+        // The queries of the heads that share one head of keys are the rows of one product.
+        let rows = heads / heads_k * queries;
+        let q = graph.binary(mlx_sys::mlx_multiply, q, &graph.scalar(attrs.scale, dtype)?)?;
+        let q = graph.reshape(&q, &[*batch, *heads_k, rows, *depth])?;
+        // SAFETY: the handle is live.
+        let k =
+            graph.call(|res, s| unsafe { mlx_sys::mlx_swapaxes(res, k.as_ptr(), -1, -2, s) })?;
+        let products = graph.binary(mlx_sys::mlx_matmul, &q, &graph.astype(&k, dtype)?)?;
+        let products = graph.reshape(&products, &scores)?;
+        let (mask, sinks) = (or_null(mask.as_ref()), or_null(sinks.as_ref()));
+        // SAFETY: the handles are live and absent arrays are null.
+        let weights = graph.call(|res, s| unsafe {
+            mlx_sys::emily_attention_weights(res, products.as_ptr(), attrs.causal, mask, sinks, s)
+        })?;
+        let weights = graph.reshape(&weights, &[*batch, *heads_k, rows, *keys])?;
+        let sums = graph.binary(mlx_sys::mlx_matmul, &weights, &graph.astype(v, dtype)?)?;
+        return graph.reshape(&sums, &result);
+    }
     let mode = if attrs.causal { c"causal" } else { c"" };
     // SAFETY: the handles are live, absent arrays are null, the mode ends in NUL.
     graph.call(|res, s| unsafe {
