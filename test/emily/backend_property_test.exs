@@ -856,7 +856,7 @@ defmodule Emily.BackendPropertyTest do
             [a, b] <- list_of(binary(length: div(64 * bits, 8)), length: 2),
             floats <- binary(length: 64 * 8),
             float <- member_of(floats()),
-            max_runs: 2_000
+            max_runs: Emily.TestDevice.runs(2_000)
           ) do
       [a, b] = Enum.map([a, b], &Nx.from_binary(&1, type, backend: Emily.Backend))
 

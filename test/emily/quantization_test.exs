@@ -17,6 +17,9 @@ defmodule Emily.QuantizationTest do
 
   # A step between two of 2^bits levels that lie evenly between numbers in [-1, 1], since MLX moves the
   # levels so that 0 is one of them; half a step between two floats.
+  # Of products of f32.
+  defp within(bound), do: max(bound, Emily.TestDevice.coarseness({:f, 32}))
+
   defp coarseness(opts) do
     case opts[:mode] do
       nil -> 2.0 / (Integer.pow(2, opts[:bits]) - 1)
@@ -95,9 +98,10 @@ defmodule Emily.QuantizationTest do
           for b <- [Emily.Backend, Nx.BinaryBackend],
               do: qw |> on(b) |> QuantizedWeight.to_dense() |> Nx.to_flat_list()
 
-        # bf16 has the exponents of f32, whose least are flushed to 0 or not as the device likes.
+        # bf16 has the exponents of f32, whose least are flushed to 0 or not as the device likes. The last
+        # of the scales that are powers of two is no number to a GPU, and one beyond them elsewhere.
         for {a, b} <- Enum.zip(native, composed) do
-          assert a == b or
+          assert a == b or (Emily.TestDevice.gpu?() and a == :nan and not is_number(b)) or
                    (is_number(a) and is_number(b) and abs(a) < 1.0e-37 and abs(b) < 1.0e-37),
                  "#{mode}: #{a} and #{b}"
         end
@@ -204,7 +208,7 @@ defmodule Emily.QuantizationTest do
         x = weight(x_shape, type, 0.7)
         dense = qw |> on(Nx.BinaryBackend) |> wide() |> QuantizedWeight.to_dense()
         expected = reference(Nx.as_type(x, :f64), Nx.as_type(dense, :f64), transpose)
-        unit = if type == :f32, do: 2.0e-6, else: 4.0e-3
+        unit = if type == :f32, do: within(2.0e-6), else: 4.0e-3
         fun = &Quantization.quantized_matmul_defn/2
 
         for {lane, actual} <- [
@@ -277,7 +281,7 @@ defmodule Emily.QuantizationTest do
         |> Nx.as_type(:f64)
         |> Nx.sum(axes: [0])
 
-      assert relative_error(grad, Nx.broadcast(expected, {2, 64})) < 1.0e-6
+      assert relative_error(grad, Nx.broadcast(expected, {2, 64})) < within(1.0e-6)
     end
 
     test "of a type of its own with defn, and of none with the eager function" do
@@ -383,7 +387,7 @@ defmodule Emily.QuantizationTest do
             actual = run.(Nx.backend_copy(x, backend), on(qw, backend), opts)
             assert %{__struct__: ^backend} = actual.data
             assert actual.shape == expected.shape
-            assert relative_error(actual, expected) < 2.0e-6
+            assert relative_error(actual, expected) < within(2.0e-6)
           end
         end
       end
@@ -407,11 +411,11 @@ defmodule Emily.QuantizationTest do
         |> Nx.as_type(:f64)
         |> Nx.take(indices)
 
-      assert relative_error(picked, reference(Nx.as_type(x, :f64), dense, true)) < 2.0e-6
+      assert relative_error(picked, reference(Nx.as_type(x, :f64), dense, true)) < within(2.0e-6)
 
       grad = fn x, qw, i -> Nx.Defn.grad(x, &Nx.sum(fun.(&1, qw, i))) end
       grad = Nx.Defn.jit(grad, compiler: Emily.Compiler).(x, qw, indices)
-      assert relative_error(grad, Nx.sum(dense, axes: [1], keep_axes: true)) < 2.0e-6
+      assert relative_error(grad, Nx.sum(dense, axes: [1], keep_axes: true)) < within(2.0e-6)
     end
 
     test "refuse indices that are no integers and x of another size" do
@@ -441,7 +445,7 @@ defmodule Emily.QuantizationTest do
       expected = plain |> Nx.backend_copy(Nx.BinaryBackend) |> Nx.add(bias)
 
       for fun <- [&Layers.quantized_dense/3, &Layers.quantized_dense(&1, &2, &3, mode: :train)] do
-        assert relative_error(fun.(x, qw, bias), expected) < 1.0e-6
+        assert relative_error(fun.(x, qw, bias), expected) < within(1.0e-6)
 
         assert relative_error(
                  Nx.Defn.jit(fun, compiler: Nx.Defn.Evaluator).(x, qw, bias),

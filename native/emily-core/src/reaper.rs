@@ -83,6 +83,8 @@ fn prepare() -> Result<()> {
     // There and back between the devices, since that has statics too.
     let on_host = Op::Exp.build(&build.on_cpu(), &[Some(&one)])?;
     evaluate("Start", [&Op::Exp.build(&build, &[Some(&on_host)])?])?;
+    // SAFETY: takes nothing; does nothing where there is no such compiler.
+    unsafe { mlx_sys::emily_cuda_prepare_compiler() };
     halt::register();
     Ok(())
 }
