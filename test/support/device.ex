@@ -47,7 +47,7 @@ defmodule Emily.TestDevice do
 
   CUDA kernels are made for each type and number of axes when they are first used, which takes seconds each.
   """
-  def runs(times), do: if(gpu?(), do: div(times, 4), else: times)
+  def runs(times), do: if(gpu?(), do: div(times, 10), else: times)
 
   @doc "The difference of a loss after some steps of training in f32."
   def drift, do: if(gpu?(), do: 2.0e-3, else: 1.0e-4)

@@ -119,11 +119,13 @@ impl Conv {
     }
 
     /// Applies negative padding; nothing if that leaves none of the input. MLX cuts before it
-    /// dilates, so an axis with both is dilated here.
+    /// dilates, so an axis with both is dilated here. With CUDA every dilated axis is: MLX takes it there
+    /// for the same as one that is not, where it has seen the other sizes before.
     fn cut(&mut self, graph: &Graph, mut a: Array) -> Result<Option<Array>> {
         for axis in 0..self.low.len() {
             let (low, high) = (self.low[axis].min(0), self.high[axis].min(0));
-            if low == 0 && high == 0 {
+            let is_left_to_mlx = self.input_dilation[axis] == 1 || !graph.build.is_cuda();
+            if low == 0 && high == 0 && is_left_to_mlx {
                 continue;
             }
             let by = std::mem::replace(&mut self.input_dilation[axis], 1);
