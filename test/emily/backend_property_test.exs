@@ -463,7 +463,11 @@ defmodule Emily.BackendPropertyTest do
           ) do
       assert_like_binary_backend([tensor, indices], &Nx.gather(&1, &2, axes: axes))
       inputs = [tensor, indices, updates]
-      assert_like_binary_backend(inputs, &Nx.indexed_put(&1, &2, &3, axes: axes))
+      places = Nx.to_list(indices)
+
+      # Which of several updates of one place stays is not said, and on a GPU it is not the last.
+      if places == Enum.uniq(places) or not Emily.TestDevice.gpu?(),
+        do: assert_like_binary_backend(inputs, &Nx.indexed_put(&1, &2, &3, axes: axes))
 
       assert_like_binary_backend(inputs, &Nx.indexed_add(&1, &2, &3, axes: axes),
         tolerance: 5.0e-2

@@ -103,7 +103,10 @@ defmodule Emily.QuantizationTest do
         no_scales = if mode == "nvfp4", do: [127, 255], else: [255]
 
         for {{a, b}, i} <- Enum.with_index(Enum.zip(native, composed)) do
-          is_no_number = Emily.TestDevice.gpu?() and div(i, group) in no_scales
+          code = rem(div(i, group) + rem(i, group), codes)
+
+          is_no_number =
+            Emily.TestDevice.gpu?() and (div(i, group) in no_scales or code in [127, 255])
 
           assert a == b or (is_no_number and a == :nan) or
                    (is_number(a) and is_number(b) and abs(a) < 1.0e-37 and abs(b) < 1.0e-37),
@@ -207,7 +210,10 @@ defmodule Emily.QuantizationTest do
     end
 
     test "of every scheme, eager, inside defn and on another backend" do
-      for opts <- @schemes, {x_shape, shape, transpose} <- @products, type <- [:f32, :bf16] do
+      # A kernel for each scheme, shape and type takes CUDA's compiler up to half a minute.
+      schemes = Enum.take_every(@schemes, if(Emily.TestDevice.gpu?(), do: 4, else: 1))
+
+      for opts <- schemes, {x_shape, shape, transpose} <- @products, type <- [:f32, :bf16] do
         qw = QuantizedWeight.from_dense(weight(shape, type), [transpose: transpose] ++ opts)
         x = weight(x_shape, type, 0.7)
         dense = qw |> on(Nx.BinaryBackend) |> wide() |> QuantizedWeight.to_dense()

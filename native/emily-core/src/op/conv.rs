@@ -159,6 +159,13 @@ impl Conv {
         weight: &Array,
         groups: i32,
     ) -> Result<Array> {
+        // With CUDA, MLX keeps a plan by the alignment of what it is given, but makes it for a copy where
+        // that is not contiguous: the next of that alignment may not be copied, and does not fit.
+        let whole = |array: &Array| match graph.build.is_cuda() {
+            true => graph.contiguous(array),
+            false => Ok(array.clone()),
+        };
+        let (a, weight) = (whole(a)?, whole(weight)?);
         // SAFETY: both handles are live and each pointer has the length beside it.
         graph.call(|res, s| unsafe {
             mlx_sys::mlx_conv_general(
