@@ -254,7 +254,7 @@ defmodule Emily.Artifact do
   # Renamed into place, since a running VM may have the old file mapped.
   defp write(to, bytes) do
     File.mkdir_p!(Path.dirname(to))
-    fresh = "#{to}.#{System.pid()}"
+    fresh = "#{to}.new-#{System.pid()}"
     File.write!(fresh, bytes)
     File.rename!(fresh, to)
     to

@@ -94,15 +94,26 @@ defmodule Mix.Tasks.Compile.EmilyNif do
   end
 
   # Wheels, the files in them that are needed, and the folder of priv/ for them. MLX compiles kernels that
-  # it fuses, and those for CUDA, against its headers when they are first used.
+  # it fuses, and those for CUDA, against its headers when they are first used. Some of CUDA's headers
+  # include crt/, which CUDA's runtime has no more in PyPI, and MLX looks for headers in its own folder first.
   defp companions("metal"), do: [{"mlx-metal", ["mlx/lib/*"], "."}]
   defp companions("cpu"), do: [mlx_cpu("."), blas()]
 
   # Without a GPU the build of MLX for CUDA does not load, and the one for the CPU takes its place.
   defp companions("cuda" <> version) do
     files = ["mlx/lib/*", "mlx_cuda_*.libs/*", "mlx/include/**"]
-    [{"mlx-cuda-#{version}", files, "."}, mlx_cpu(@cpu), blas()]
+
+    [
+      {"mlx-cuda-#{version}", files, "."},
+      {crt(version), ["include/crt/*"], "mlx"},
+      mlx_cpu(@cpu),
+      blas()
+    ]
   end
+
+  # The folder in the wheel behind its name.
+  defp crt("12"), do: "nvidia-crt-12/nvidia/cuda_nvcc"
+  defp crt("13"), do: "nvidia-crt-13/nvidia/cu13"
 
   defp mlx_cpu(folder), do: {"mlx-cpu", ["mlx/lib/*", "mlx_cpu.libs/*", "mlx/include/**"], folder}
   defp blas, do: {"scipy-openblas32", ["scipy_openblas32/lib/*.so"], "."}
@@ -158,8 +169,10 @@ defmodule Mix.Tasks.Compile.EmilyNif do
   end
 
   defp fetch(package) do
+    [package | inside] = Path.split(package)
+
     case System.cmd("python3", ["native/fetch.py", package]) do
-      {folder, 0} -> String.trim(folder)
+      {folder, 0} -> Path.join([String.trim(folder) | inside])
       {_, _} -> Mix.raise("native/fetch.py #{package} failed, see above")
     end
   end
@@ -199,20 +212,20 @@ defmodule Mix.Tasks.Compile.EmilyNif do
 
   ## Filling priv/
 
-  # Files of another variant must not stay. Those with a number behind their name are another Mix's, which
+  # Files of another variant must not stay. Those with new- and a number at their end are another Mix's, which
   # an editor may run at the same time.
   defp remove_others(files) do
     folders = Path.wildcard("#{@priv}/{mlx,mlx_*,scipy_*,cpu}/**")
 
     for file <- ["#{@priv}/libemily_preflight.so" | folders],
-        File.regular?(file) and file not in files and not (file =~ ~r/\.\d+$/),
+        File.regular?(file) and file not in files and not (file =~ ~r/\.new-\d+$/),
         do: File.rm(file)
   end
 
   # Renamed into place, since a running VM may have the old file mapped.
   defp copy(from, to) do
     File.mkdir_p!(Path.dirname(to))
-    fresh = "#{to}.#{System.pid()}"
+    fresh = "#{to}.new-#{System.pid()}"
     File.cp!(from, fresh)
     File.rename!(fresh, to)
   end

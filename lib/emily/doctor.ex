@@ -194,7 +194,8 @@ defmodule Emily.Doctor do
 
   defp libraries("cuda" <> version) do
     cpu = ["cpu/libemily_nif.so", "cpu/mlx/lib/libmlx.so", "cpu/mlx_cpu.libs/*"]
-    cuda = ["mlx_cuda_#{version}.libs/*", "mlx/include/cccl", "libemily_preflight.so"]
+    headers = ["mlx/include/cccl", "mlx/include/crt"]
+    cuda = ["mlx_cuda_#{version}.libs/*", "libemily_preflight.so" | headers]
     ["libemily_nif.so", "mlx/lib/libmlx.so", "scipy_openblas32/lib/*.so"] ++ cuda ++ cpu
   end
 

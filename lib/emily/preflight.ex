@@ -75,7 +75,8 @@ defmodule Emily.Preflight do
     of_cuda = ["#{priv}/nvidia/*/include/cuda_fp16.h", "#{home}/include/cuda_fp16.h"]
 
     [
-      {"MLX's headers", File.dir?(Path.join(priv, "mlx/include/cccl"))},
+      {"MLX's headers",
+       Enum.all?(~w(cccl crt), &File.dir?(Path.join([priv, "mlx/include", &1])))},
       {"CUDA's headers", Enum.any?(of_cuda, &(Path.wildcard(&1) != []))}
     ]
   end

@@ -71,7 +71,7 @@ defmodule Emily.BackendPropertyTest do
 
   property "erf_inv" do
     # Nx's own approximation is good to seven digits.
-    check all(tensor <- tensor(types: [f: 32, f: 64], range: {-0.95, 0.95})) do
+    check all(tensor <- tensor(types: Emily.TestDevice.types(f: 32, f: 64), range: {-0.95, 0.95})) do
       assert_like_binary_backend(tensor, &Nx.erf_inv/1, tolerance: 1.0e-6)
     end
   end
@@ -147,7 +147,9 @@ defmodule Emily.BackendPropertyTest do
   end
 
   property "remainder of floats" do
-    check all({a, b} <- broadcastable(types: [f: 32, f: 64], range: {-99, 99})) do
+    check all(
+            {a, b} <- broadcastable(types: Emily.TestDevice.types(f: 32, f: 64), range: {-99, 99})
+          ) do
       b = Nx.select(Nx.equal(b, 0), Nx.tensor(2.5, type: b.type), b)
       assert_like_binary_backend([a, b], &Nx.remainder/2)
     end
@@ -489,7 +491,11 @@ defmodule Emily.BackendPropertyTest do
           ) do
       assert_like_binary_backend([tensor, indices], &Nx.gather(&1, &2, axes: axes))
       inputs = [tensor, indices, updates]
-      assert_like_binary_backend(inputs, &Nx.indexed_put(&1, &2, &3, axes: axes))
+      places = Nx.to_list(indices)
+
+      # Which of several updates of one place stays is not said, and on a GPU it is not the last.
+      if places == Enum.uniq(places) or not Emily.TestDevice.gpu?(),
+        do: assert_like_binary_backend(inputs, &Nx.indexed_put(&1, &2, &3, axes: axes))
 
       assert_like_binary_backend(inputs, &Nx.indexed_add(&1, &2, &3, axes: axes),
         tolerance: 5.0e-2
@@ -569,7 +575,7 @@ defmodule Emily.BackendPropertyTest do
 
   property "reduce by known functions" do
     # Nx.BinaryBackend rounds half types after every step.
-    types = integers() ++ [f: 32, f: 64]
+    types = integers() ++ Emily.TestDevice.types(f: 32, f: 64)
 
     check all(tensor <- tensor(types: types, range: {-3, 3}), opts <- axes_options(tensor)) do
       acc = Nx.tensor(2, type: tensor.type, backend: Nx.BinaryBackend)
@@ -780,6 +786,8 @@ defmodule Emily.BackendPropertyTest do
           ) do
       a = to_emily(tensor)
       tolerance = if type == {:f, 16}, do: 5.0e-2, else: 1.0e-3
+      # Of numbers up to 9.
+      tolerance = max(tolerance, 9 * Emily.TestDevice.coarseness(Nx.Type.to_floating(type)))
       real = Nx.as_type(a, Nx.Type.to_floating(type))
 
       for mode <- [:reduced, :complete] do
@@ -886,7 +894,7 @@ defmodule Emily.BackendPropertyTest do
             [a, b] <- list_of(binary(length: div(64 * bits, 8)), length: 2),
             floats <- binary(length: 64 * 8),
             float <- member_of(floats()),
-            max_runs: 2_000
+            max_runs: Emily.TestDevice.runs(2_000)
           ) do
       [a, b] = Enum.map([a, b], &Nx.from_binary(&1, type, backend: Emily.Backend))
 

@@ -539,6 +539,8 @@ defmodule Emily.BackendTest do
   defp assert_same_number(actual, expected),
     do: assert(Nx.to_number(actual) == Nx.to_number(expected))
 
-  defp assert_all_close(actual, expected),
-    do: assert(Nx.to_number(Nx.all_close(actual, expected, atol: 1.0e-5)) == 1)
+  defp assert_all_close(actual, expected) do
+    within = max(1.0e-5, Emily.TestDevice.coarseness(actual.type))
+    assert Nx.to_number(Nx.all_close(actual, expected, atol: within)) == 1
+  end
 end

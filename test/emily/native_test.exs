@@ -408,6 +408,17 @@ defmodule Emily.NativeTest do
     assert_tensor(w, N.sort(w, f([:nan, @inf, 1.0]), 0), @f32, [3], [1.0, :inf, :nan])
     assert_tensor(w, N.argsort(w, t, -1), @u32, [3], [1, 2, 0])
 
+    # Nothing to sort along an axis that has a size.
+    nothing = f([], [3, 0])
+
+    for sorted <- [N.sort(w, nothing, 0), N.partition(w, nothing, 1, 0)],
+        do: assert_tensor(w, sorted, @f32, [3, 0], [])
+
+    for order <- [N.argsort(w, nothing, 0), N.argpartition(w, nothing, 1, 0)],
+        do: assert_tensor(w, order, @u32, [3, 0], [])
+
+    assert_tensor(w, N.topk(w, nothing, 2, 0), @f32, [2, 0], [])
+
     {@f32, [5], parted} = read(w, N.partition(w, f([5.0, 1.0, 4.0, 2.0, 3.0]), 2, 0))
     assert {Enum.sort(Enum.take(parted, 2)), Enum.at(parted, 2)} == {[1.0, 2.0], 3.0}
     {@u32, [3], indices} = read(w, N.argpartition(w, t, 0, 0))

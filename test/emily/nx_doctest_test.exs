@@ -45,8 +45,10 @@ defmodule Emily.NxDoctestTest do
 
   # The same digits, as a GPU has them.
   rounding_on_gpu =
-    [{"Nx.phase/1", 1}, {"Nx.phase/1", 3}] ++
-      for(place <- [5, 6, 8], do: {"Nx.logsumexp/2", place})
+    [{"Nx.phase/1", 1}, {"Nx.phase/1", 3}, {"Nx.Random.gumbel/2", 2}, {"Nx.LinAlg.lu/1", 1}] ++
+      for(place <- 5..9, do: {"Nx.logsumexp/2", place}) ++
+      for(place <- 1..3, do: {"Nx.atan2/2", place}) ++
+      for(place <- [1, 4, 11], do: {"Nx.LinAlg.triangular_solve/3", place})
 
   # No GPU computes with doubles.
   doubles =
@@ -61,7 +63,9 @@ defmodule Emily.NxDoctestTest do
         name <- ~w(e/2 epsilon/2 euler_gamma/2 pi/2 smallest_positive_normal/2),
         do: {"Nx.Constants.#{name}", 1}
       ) ++
+      for(place <- [2, 6, 7, 16, 17], do: {"Nx.LinAlg.triangular_solve/3", place}) ++
       [
+        {"Nx.LinAlg.solve/2", 2},
         {"Nx.Constants.infinity/2", 5},
         {"Nx.Constants.nan/2", 5},
         {"Nx.Constants.neg_infinity/2", 5},

@@ -42,6 +42,13 @@ defmodule Emily.TestDevice do
   def coarseness({:f, 64}), do: 0
   def coarseness(type), do: if(gpu?(), do: tolerance(type), else: 0)
 
+  @doc """
+  How often a property is tried, of a number of times.
+
+  CUDA kernels are made for each type and number of axes when they are first used, which takes seconds each.
+  """
+  def runs(times), do: if(gpu?(), do: div(times, 10), else: times)
+
   @doc "The difference of a loss after some steps of training in f32."
   def drift, do: if(gpu?(), do: 2.0e-3, else: 1.0e-4)
 end

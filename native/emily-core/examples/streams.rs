@@ -5,6 +5,8 @@
 //! weights and build their own graphs.
 //!
 //! `cargo run --release --package emily-core --example streams -- SECONDS LAYERS SIZE [STREAMS...]`
+//!
+//! MLX is prepared as emily-core does it; with `MLX_AS_IT_COMES=1` in the environment it is not.
 
 use emily_core::reaper;
 use mlx_sys::{mlx_array, mlx_stream};
@@ -95,7 +97,9 @@ fn main() {
         panic!("expected SECONDS LAYERS SIZE [STREAMS...]");
     };
     let counts = if counts.is_empty() { &[1, 2, 4, 8][..] } else { counts };
-    reaper::start().expect("MLX starts");
+    if std::env::var_os("MLX_AS_IT_COMES").is_none() {
+        reaper::start().expect("MLX starts");
+    }
     // SAFETY: no evaluation runs while the streams are made.
     let streams: Vec<Stream> = unsafe {
         let mut device = mlx_sys::mlx_device_new();

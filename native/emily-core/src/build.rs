@@ -67,6 +67,11 @@ impl Build {
         self.stream.ctx == self.cpu.ctx
     }
 
+    /// Whether nodes are computed by CUDA.
+    pub(crate) fn is_cuda(&self) -> bool {
+        !self.is_cpu() && Device::Gpu.has_memory_of_its_own()
+    }
+
     pub(crate) fn stream(&self) -> mlx_stream {
         self.stream
     }

@@ -31,7 +31,8 @@ pub(crate) fn install_error_handler() {
     });
 }
 
-/// Sets what MLX reads from the environment, unless the user has. Must run before anything else of MLX.
+/// Sets what MLX reads from the environment, unless the user has, and mends its threads of CUDA streams.
+/// Must run once, before anything else of MLX.
 pub(crate) fn configure() {
     let defaults = [
         // Each CUDA stream keeps executable graphs by their topology, 400 of them, and counts the
@@ -48,6 +49,8 @@ pub(crate) fn configure() {
             std::env::set_var(name, value);
         }
     }
+    // SAFETY: nothing of MLX runs yet, and this is called once.
+    unsafe { mlx_sys::emily_cuda_quiet_workers() };
 }
 
 extern "C" fn on_error(message: *const c_char, data: *mut c_void) {

@@ -59,7 +59,7 @@ impl<J> Jobs<J> {
     fn next(&self) -> Option<J> {
         if let Some(_turn) = eager::Turn::take() {
             let begin = std::time::Instant::now();
-            while begin.elapsed() < eager::TIME {
+            while begin.elapsed() < eager::time() {
                 match self.0.try_recv() {
                     Ok(job) => return Some(job),
                     Err(crossbeam_channel::TryRecvError::Disconnected) => return None,
@@ -75,12 +75,16 @@ impl<J> Jobs<J> {
 /// tens of microseconds on a virtual machine, and who reads a result often asks again at once.
 #[cfg(not(feature = "shuttle"))]
 mod eager {
+    use crate::device::Device;
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::sync::OnceLock;
     use std::time::Duration;
 
-    /// How long one looks.
-    pub(super) const TIME: Duration = Duration::from_micros(30);
+    /// How long one looks. Who computes on a GPU builds the next graph meanwhile, and needs the host's
+    /// cores for little else.
+    pub(super) fn time() -> Duration {
+        Duration::from_micros(if Device::Gpu.is_present() { 300 } else { 30 })
+    }
 
     static LOOKING: AtomicUsize = AtomicUsize::new(0);
 
@@ -91,7 +95,8 @@ mod eager {
         pub(super) fn take() -> Option<Self> {
             static MOST: OnceLock<usize> = OnceLock::new();
             let most = *MOST.get_or_init(|| {
-                std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 4).max(1))
+                let share = if Device::Gpu.is_present() { 2 } else { 4 };
+                std::thread::available_parallelism().map_or(1, |cores| (cores.get() / share).max(1))
             });
             let turn = Turn;
             (LOOKING.fetch_add(1, Ordering::Relaxed) < most).then_some(turn)

@@ -83,6 +83,15 @@ fn prepare() -> Result<()> {
     // There and back between the devices, since that has statics too.
     let on_host = Op::Exp.build(&build.on_cpu(), &[Some(&one)])?;
     evaluate("Start", [&Op::Exp.build(&build, &[Some(&on_host)])?])?;
+    if build.is_cuda() {
+        // What CUDA's libraries make when they are first used ends before a handler that was registered
+        // earlier, and may be in use then: the compiler of kernels, and the choice among products.
+        // SAFETY: takes nothing.
+        unsafe { mlx_sys::emily_cuda_prepare_compiler() };
+        let fill = Fill { shape: vec![2, 2], dtype: Dtype::Float32 };
+        let square = Op::Zeros(fill).build(&build, &[])?;
+        evaluate("Start", [&Op::Matmul.build(&build, &[Some(&square), Some(&square)])?])?;
+    }
     halt::register();
     Ok(())
 }

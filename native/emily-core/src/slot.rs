@@ -312,7 +312,7 @@ impl Pool {
         let _alone = GATE.write().unwrap_or_else(|poisoned| poisoned.into_inner());
         for _ in 0..BATCH {
             let cpu = new_stream(Device::Cpu)?;
-            let gpu = Device::Gpu.is_present().then(new_gpu_stream).transpose()?;
+            let gpu = Device::Gpu.is_present().then(|| new_stream(Device::Gpu)).transpose()?;
             let slot = Arc::new(Slot {
                 cpu,
                 gpu,
@@ -330,39 +330,6 @@ impl Pool {
 fn pool() -> MutexGuard<'static, Pool> {
     static POOL: OnceLock<Mutex<Pool>> = OnceLock::new();
     POOL.get_or_init(Default::default).lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-}
-
-/// With CUDA, MLX 0.32.2 starts a thread for each stream, which frees what the stream has used. Once it has
-/// had work it looks for more without ever sleeping (`Worker::thread_fn`), so that it gets the processor
-/// only where nobody else wants it.
-#[cfg(target_os = "linux")]
-fn new_gpu_stream() -> Result<mlx_stream> {
-    use std::ffi::{c_int, c_uint};
-
-    extern "C" {
-        fn setpriority(which: c_int, who: c_uint, priority: c_int) -> c_int;
-    }
-    const THREAD: c_int = 0;
-    const LEAST: c_int = 19;
-
-    /// What the thread gives back.
-    struct Made(Result<mlx_stream>);
-    // SAFETY: a stream handle points to an index and a device, written once and only read after.
-    unsafe impl Send for Made {}
-
-    let made = std::thread::Builder::new().spawn(|| {
-        // SAFETY: takes numbers; 0 is the calling thread, whose priority the new thread inherits.
-        unsafe { setpriority(THREAD, 0, LEAST) };
-        Made(new_stream(Device::Gpu))
-    });
-    let made = made.map_err(|e| Error::NoStream { reason: e.to_string() })?;
-    made.join().expect("making a stream does not panic").0
-}
-
-/// The same where MLX starts no such thread.
-#[cfg(not(target_os = "linux"))]
-fn new_gpu_stream() -> Result<mlx_stream> {
-    new_stream(Device::Gpu)
 }
 
 /// Makes a stream that any thread may use, one at a time.

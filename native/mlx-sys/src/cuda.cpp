@@ -28,7 +28,25 @@ CopyToHost find_copy() {
   return driver ? reinterpret_cast<CopyToHost>(dlsym(driver, "cuMemcpyDtoH_v2")) : nullptr;
 }
 
+using Create = int (*)(void**, const char*, const char*, int, const char* const*, const char* const*);
+using Compile = int (*)(void*, int, const char* const*);
+using Destroy = int (*)(void**);
+
 } // namespace
+
+// The compiler of CUDA's kernels makes statics when it is first used, and ends them at the exit, also while
+// it compiles.
+extern "C" void emily_cuda_prepare_compiler() {
+  const auto create = reinterpret_cast<Create>(dlsym(RTLD_DEFAULT, "nvrtcCreateProgram"));
+  const auto compile = reinterpret_cast<Compile>(dlsym(RTLD_DEFAULT, "nvrtcCompileProgram"));
+  const auto destroy = reinterpret_cast<Destroy>(dlsym(RTLD_DEFAULT, "nvrtcDestroyProgram"));
+  void* program = nullptr;
+  const char* nothing = "__global__ void nothing() {}";
+  if (create && compile && destroy && create(&program, nothing, "nothing.cu", 0, nullptr, nullptr) == 0) {
+    compile(program, 0, nullptr);
+    destroy(&program);
+  }
+}
 
 extern "C" int emily_cuda_read(mlx_array array, void* into, size_t bytes) {
   try {
@@ -59,6 +77,8 @@ extern "C" int emily_cuda_read(mlx_array array, void* into, size_t bytes) {
   }
 }
 #else
+extern "C" void emily_cuda_prepare_compiler() {}
+
 extern "C" int emily_cuda_read(mlx_array, void*, size_t) {
   mlx_error("this build of MLX has no CUDA");
   return 1;

@@ -150,6 +150,15 @@ extern "C" {
     /// is false. The handle must hold an array.
     pub fn emily_array_is_in_flight(array: mlx_array) -> bool;
 
+    /// Lets the threads that MLX's CUDA build starts for its streams sleep while there is nothing to do.
+    /// Holds for streams that are made later; to be called once. Returns whether MLX is built so that it
+    /// can be done.
+    pub fn emily_cuda_quiet_workers() -> bool;
+
+    /// Has the compiler of CUDA's kernels make its statics, where MLX is built for CUDA. What is registered
+    /// for the exit after that runs before they end.
+    pub fn emily_cuda_prepare_compiler();
+
     /// Copies the first `bytes` bytes of an evaluated, row-contiguous array of MLX's CUDA build. To be
     /// called where the array has just been evaluated: the thread has the device's context then.
     pub fn emily_cuda_read(

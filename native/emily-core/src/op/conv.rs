@@ -119,11 +119,13 @@ impl Conv {
     }
 
     /// Applies negative padding; nothing if that leaves none of the input. MLX cuts before it
-    /// dilates, so an axis with both is dilated here.
+    /// dilates, so an axis with both is dilated here. With CUDA every dilated axis is: MLX takes it there
+    /// for the same as one that is not, where it has seen the other sizes before.
     fn cut(&mut self, graph: &Graph, mut a: Array) -> Result<Option<Array>> {
         for axis in 0..self.low.len() {
             let (low, high) = (self.low[axis].min(0), self.high[axis].min(0));
-            if low == 0 && high == 0 {
+            let is_left_to_mlx = self.input_dilation[axis] == 1 || !graph.build.is_cuda();
+            if low == 0 && high == 0 && is_left_to_mlx {
                 continue;
             }
             let by = std::mem::replace(&mut self.input_dilation[axis], 1);
@@ -157,6 +159,13 @@ impl Conv {
         weight: &Array,
         groups: i32,
     ) -> Result<Array> {
+        // With CUDA, MLX keeps a plan by the alignment of what it is given, but makes it for a copy where
+        // that is not contiguous: the next of that alignment may not be copied, and does not fit.
+        let whole = |array: &Array| match graph.build.is_cuda() {
+            true => graph.contiguous(array),
+            false => Ok(array.clone()),
+        };
+        let (a, weight) = (whole(a)?, whole(weight)?);
         // SAFETY: both handles are live and each pointer has the length beside it.
         graph.call(|res, s| unsafe {
             mlx_sys::mlx_conv_general(

@@ -120,8 +120,13 @@ pub(super) fn eye(build: &Build, attrs: &Eye, _: Inputs) -> Result<Array> {
     let cols = check::size(graph.op, "cols", attrs.cols)?;
     check::shape(graph.op, &[attrs.rows, attrs.cols], attrs.dtype)?;
     let k = attrs.k.clamp(-i64::from(rows), i64::from(cols)) as i32;
+    // MLX scatters the ones, which GPUs do not do with integers of 64 bits.
+    let wide = matches!(attrs.dtype, Dtype::Int64 | Dtype::Uint64);
+    let dtype = if wide && !build.is_cpu() { Dtype::Int32 } else { attrs.dtype };
     // SAFETY: takes no pointer but the result's.
-    graph.call(|res, s| unsafe { mlx_sys::mlx_eye(res, rows, cols, k, attrs.dtype.to_mlx(), s) })
+    let eye =
+        graph.call(|res, s| unsafe { mlx_sys::mlx_eye(res, rows, cols, k, dtype.to_mlx(), s) })?;
+    graph.astype(&eye, attrs.dtype)
 }
 
 /// Converts elements. Floats lose their fraction on the way to integers and saturate, NaN becomes 0;

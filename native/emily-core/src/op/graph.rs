@@ -104,6 +104,12 @@ impl Graph {
         })
     }
 
+    /// Exchanges the last two axes.
+    pub(super) fn swap_last(&self, a: &Array) -> Result<Array> {
+        // SAFETY: the handle is live.
+        self.call(|res, s| unsafe { mlx_sys::mlx_swapaxes(res, a.as_ptr(), -1, -2, s) })
+    }
+
     pub(super) fn broadcast_to(&self, a: &Array, shape: &[i32]) -> Result<Array> {
         if a.shape_of() == shape {
             return Ok(a.clone());

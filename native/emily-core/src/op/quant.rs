@@ -110,6 +110,31 @@ struct Weight<'a> {
 }
 
 impl<'a> Weight<'a> {
+    /// Its elements, in the dtype of its scales or, where these are codes, in bf16.
+    fn dense(&self, graph: &Graph, scales: &Array, biases: Option<&Array>) -> Result<Array> {
+        let dtype = match biases {
+            Some(biases) => promote(scales.dtype_of(), biases.dtype_of()),
+            None => Dtype::Bfloat16,
+        };
+        let (group_size, bits, mode) = self.scheme.raw();
+        let as_it_is = mlx_optional_dtype { value: dtype.to_mlx(), has_value: false };
+        // SAFETY: the handles are live, an absent array is null, the mode ends in NUL.
+        graph.call(|res, s| unsafe {
+            mlx_sys::mlx_dequantize(
+                res,
+                self.packed.as_ptr(),
+                scales.as_ptr(),
+                or_null(biases),
+                group_size,
+                bits,
+                mode,
+                or_null(None),
+                as_it_is,
+                s,
+            )
+        })
+    }
+
     fn new(
         op: &'static str,
         scheme: Scheme,
@@ -235,23 +260,7 @@ pub(super) fn dequantize(build: &Build, attrs: &Dequantize, inputs: Inputs) -> R
     if count(&shape) == 0 {
         return graph.zeros(&shape, dtype);
     }
-    let (group_size, bits, mode) = weight.scheme.raw();
-    let as_it_is = mlx_optional_dtype { value: dtype.to_mlx(), has_value: false };
-    // SAFETY: the handles are live, an absent array is null, the mode ends in NUL.
-    graph.call(|res, s| unsafe {
-        mlx_sys::mlx_dequantize(
-            res,
-            packed.as_ptr(),
-            scales.as_ptr(),
-            or_null(weight.biases),
-            group_size,
-            bits,
-            mode,
-            or_null(None),
-            as_it_is,
-            s,
-        )
-    })
+    weight.dense(&graph, scales, weight.biases)
 }
 
 /// `x {.., m, k}` (or a vector) times the transpose of a quantised weight `{.., n, k}`; not transposed,
@@ -297,6 +306,13 @@ fn product(graph: &Graph, x: &Array, weight: &Weight, transpose: bool) -> Result
     }
     let (x, scales, biases) = weight.operands(graph, &graph.reshape(x, &rows)?)?;
     let (group_size, bits, mode) = weight.scheme.raw();
+    // MLX's CUDA kernels give wrong products of several weights, and of rows that are one group.
+    if graph.build.is_cuda() && (!weight.batch.is_empty() || weight.k <= weight.scheme.group_size) {
+        let dense = graph.astype(&weight.dense(graph, &scales, biases.as_ref())?, x.dtype_of())?;
+        let dense = if transpose { graph.swap_last(&dense)? } else { dense };
+        let product = graph.binary(mlx_sys::mlx_matmul, &x, &dense)?;
+        return graph.astype(&graph.reshape(&product, &shape)?, dtype);
+    }
     // SAFETY: the handles are live, an absent array is null, the mode ends in NUL.
     let product = graph.call(|res, s| unsafe {
         mlx_sys::mlx_quantized_matmul(

@@ -35,9 +35,8 @@ fn position(op: &'static str, kth: i64, size: i32) -> Result<i32> {
 /// Sorts; equal elements keep their order.
 pub(super) fn sort(build: &Build, attrs: &Axis, inputs: Inputs) -> Result<Array> {
     let graph = Graph::new(build, "Sort");
-    let (x, axis, size) = along(build, graph.op, attrs.axis, inputs)?;
-    // MLX on the CPU divides by the axis' size.
-    if size == 0 {
+    let (x, axis, _) = along(build, graph.op, attrs.axis, inputs)?;
+    if x.count() == 0 {
         return Ok(x.clone());
     }
     // SAFETY: the handle is live.
@@ -47,8 +46,8 @@ pub(super) fn sort(build: &Build, attrs: &Axis, inputs: Inputs) -> Result<Array>
 /// The positions of the sorted elements; those of equal elements ascend.
 pub(super) fn argsort(build: &Build, attrs: &Axis, inputs: Inputs) -> Result<Array> {
     let graph = Graph::new(build, "Argsort");
-    let (x, axis, size) = along(build, graph.op, attrs.axis, inputs)?;
-    if size == 0 {
+    let (x, axis, _) = along(build, graph.op, attrs.axis, inputs)?;
+    if x.count() == 0 {
         return graph.zeros(x.shape_of(), Dtype::Uint32);
     }
     // SAFETY: the handle is live.
@@ -60,6 +59,9 @@ pub(super) fn partition(build: &Build, attrs: &Partition, inputs: Inputs) -> Res
     let graph = Graph::new(build, "Partition");
     let (x, axis, size) = along(build, graph.op, attrs.axis, inputs)?;
     let kth = position(graph.op, attrs.kth, size)?;
+    if x.count() == 0 {
+        return Ok(x.clone());
+    }
     // SAFETY: the handle is live.
     graph.call(|res, s| unsafe { mlx_sys::mlx_partition_axis(res, x.as_ptr(), kth, axis, s) })
 }
@@ -69,6 +71,9 @@ pub(super) fn argpartition(build: &Build, attrs: &Partition, inputs: Inputs) -> 
     let graph = Graph::new(build, "Argpartition");
     let (x, axis, size) = along(build, graph.op, attrs.axis, inputs)?;
     let kth = position(graph.op, attrs.kth, size)?;
+    if x.count() == 0 {
+        return graph.zeros(x.shape_of(), Dtype::Uint32);
+    }
     // SAFETY: the handle is live.
     graph.call(|res, s| unsafe { mlx_sys::mlx_argpartition_axis(res, x.as_ptr(), kth, axis, s) })
 }
@@ -82,9 +87,9 @@ pub(super) fn topk(build: &Build, attrs: &Topk, inputs: Inputs) -> Result<Array>
         let expected = format!("at most the axis' size, {size}");
         return Err(Error::argument(graph.op, "k", expected, k));
     }
-    if k == 0 {
+    if k == 0 || x.count() == 0 {
         let mut shape = x.shape_of().to_vec();
-        shape[axis as usize] = 0;
+        shape[axis as usize] = k;
         return graph.zeros(&shape, x.dtype_of());
     }
     // SAFETY: the handle is live.

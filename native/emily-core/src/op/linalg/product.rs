@@ -17,9 +17,18 @@ use mlx_rs::Array;
 pub(crate) fn matmul(build: &Build, inputs: Inputs) -> Result<Array> {
     const OP: &str = "Matmul";
     let (a, b) = (input(OP, inputs, 0)?, input(OP, inputs, 1)?);
-    inexact(OP, &[a, b])?;
-    product_shape(build, OP, a, b)?;
-    Graph::new(build, OP).binary(mlx_sys::mlx_matmul, a, b)
+    product(build, OP, a, b)
+}
+
+fn product(build: &Build, op: &'static str, a: &Array, b: &Array) -> Result<Array> {
+    let dtype = inexact(op, &[a, b])?;
+    let shape = product_shape(build, op, a, b)?;
+    let graph = Graph::new(build, op);
+    // With CUDA, MLX reads what an empty factor does not have.
+    if count(&shape) == 0 || a.count() == 0 {
+        return graph.zeros(&shape, dtype);
+    }
+    graph.binary(mlx_sys::mlx_matmul, a, b)
 }
 
 fn inexact(op: &'static str, arrays: &[&Array]) -> Result<Dtype> {
@@ -119,8 +128,7 @@ pub(crate) fn gather_mm(build: &Build, attrs: &Sorted, inputs: Inputs) -> Result
     let dtype = inexact_real(OP, &[a, b])?;
     let picked = Picked::new(&graph, (a, optional(inputs, 2)), (b, optional(inputs, 3)))?;
     let Some(picked) = picked else {
-        product_shape(build, OP, a, b)?;
-        return graph.binary(mlx_sys::mlx_matmul, a, b);
+        return product(build, OP, a, b);
     };
     let ([.., m, k], [.., inner, n]) = (a.shape_of(), b.shape_of()) else {
         unreachable!("matrices were picked from both")
