@@ -97,7 +97,9 @@ defmodule Emily.MixProject do
   defp docs do
     [
       main: "readme",
-      extras: ["README.md"] ++ guides() ++ livebooks() ++ ["CHANGELOG.md", "LICENSE"],
+      extras:
+        ["README.md"] ++
+          guides() ++ livebooks() ++ ["bench/results/cuda.md", "CHANGELOG.md", "LICENSE"],
       groups_for_extras: [Guides: guides(), Livebooks: livebooks()],
       groups_for_modules: [
         Computing: [Emily.Backend, Emily.Compiler, Emily.Stream, Emily.Serving],
@@ -131,8 +133,8 @@ defmodule Emily.MixProject do
     [
       licenses: ["Apache-2.0"],
       links: %{},
-      files: ~w(lib native/**/*.{rs,toml,lock,cpp,py,txt,exs} Cargo.toml Cargo.lock
-                scripts/setup.sh scripts/situation.sh guides livebooks
+      files: ~w(lib native/**/*.{rs,toml,lock,cpp,h,py,txt,exs} Cargo.toml Cargo.lock
+                scripts/setup.sh scripts/situation.sh guides livebooks bench/results
                 mix.exs .formatter.exs README.md CHANGELOG.md LICENSE)
     ]
   end
