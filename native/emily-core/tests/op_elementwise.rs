@@ -58,8 +58,8 @@ fn exponentials_are_the_nearest_numbers() {
         .flat_map(|i| [i as f32 / 29.0, i as f32 / 500.0, i as f32 * 1e-12])
         .chain([0.0, -0.0, f32::INFINITY, f32::NEG_INFINITY, f32::MAX, f32::MIN, 1e-42])
         .collect();
-    let functions: [(Op, fn(f64) -> f64); 2] =
-        [(Op::Exp, f64::exp), (Op::Sigmoid, |x| 1.0 / (1.0 + (-x).exp()))];
+    let logistic: fn(f64) -> f64 = |x| 1.0 / (1.0 + (-x).exp());
+    let functions = [(Op::Exp, f64::exp as fn(f64) -> f64), (Op::Sigmoid, logistic)];
     let count = numbers.len() as i64;
     let x = vector(&numbers);
     let spread: Vec<f32> = numbers.iter().flat_map(|&x| [x, 7.0, 8.0]).collect();
