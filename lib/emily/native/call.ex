@@ -187,7 +187,8 @@ defmodule Emily.Native.Call do
 
   @doc """
   Runs a program and returns its outputs, ready. An input `{:donate, tensor}` is used up: later uses of
-  the tensor are errors, unless it is another input, too. `on_call` answers each `:call` step, given its key and its tensors, ready.
+  the tensor are errors, unless it is another input, too. `on_call` answers each `:call` step, given its key
+  and its tensors, ready.
 
   With `:schedule` the outputs are not waited for: they are lazy, as after `async_eval/2`. Programs whose
   ops can fail, such as decompositions, are waited for all the same.

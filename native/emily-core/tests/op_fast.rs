@@ -4,7 +4,7 @@ mod support;
 
 use emily_core::dtype::Dtype;
 use emily_core::error::Kind;
-use emily_core::op::{Attention, Axes, Cast, Epsilon, Op, Rope, RopeInt, Slice};
+use emily_core::op::{Attention, Axes, Cast, Epsilon, Op, Rope, RopeInt, Shape, Slice};
 use mlx_rs::Array;
 use support::*;
 
@@ -450,6 +450,13 @@ fn attention_that_makes_no_sense_is_refused() {
     refuses(op(), &[&q, &k, &v, &zeros(&[2, 2, 3, 5])]);
     refuses(op(), &[&q, &k, &v, &tensor(&[0i32; 5], &[5])]);
     refuses(attention(1.0, true), &[&q, &k, &v, &zeros(&[5])]);
+    // More scores than can be counted, of operands that are views of one number.
+    let long = |length| {
+        let shape = vec![1, 1, length, 1];
+        run(Op::BroadcastTo(Shape { shape }), &[&zeros(&[1, 1, 1, 1])]).unwrap()
+    };
+    let (q_long, k_long) = (long(1 << 20), long(1 << 12));
+    refuses(op(), &[&q_long, &k_long, &k_long]);
     let sinks = |sinks: &Array| {
         refuses_some(op(), &[Some(&q), Some(&k), Some(&v), None, Some(sinks)]);
     };

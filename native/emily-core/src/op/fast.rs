@@ -3,7 +3,7 @@
 
 use super::graph::{broadcast_shape, count, input, integer, optional, or_null, Graph};
 use super::integer::promote;
-use super::{Attention, Epsilon, Inputs, Rope, RopeInt};
+use super::{check_room, Attention, Epsilon, Inputs, Rope, RopeInt};
 use crate::build::{Build, Describe};
 use crate::check;
 use crate::dtype::Dtype;
@@ -90,9 +90,6 @@ pub(super) fn layer_norm(build: &Build, attrs: &Epsilon, inputs: Inputs) -> Resu
     if x.count() == 0 {
         return graph.zeros(x.shape_of(), dtype);
     }
-    if build.is_cpu() && !has_kernel(build, dtype) {
-        return composed_layer_norm(&graph, attrs.eps, x, weight, bias, dtype);
-    }
     let (x, eps) = (graph.astype(x, dtype)?, attrs.eps as f32);
     if has_kernel(build, dtype) {
         let cast = |v: Option<&Array>| v.map(|v| graph.astype(v, dtype)).transpose();
@@ -102,6 +99,9 @@ pub(super) fn layer_norm(build: &Build, attrs: &Epsilon, inputs: Inputs) -> Resu
         return graph.call(|res, s| unsafe {
             mlx_sys::emily_layer_norm(res, x.as_ptr(), weight, bias, eps, s)
         });
+    }
+    if build.is_cpu() {
+        return composed_layer_norm(&graph, attrs.eps, &x, weight, bias, dtype);
     }
     // SAFETY: the handle is live and absent arrays are null.
     graph.call(|res, s| unsafe {
@@ -249,7 +249,7 @@ fn rotate(
 /// floats that promote, with `H` divisible by `N`; the result is `{B, H, Q, E}`. The mask broadcasts to
 /// `{B, H, Q, K}`: true where a key is seen, or a float that is added. Causal means that query `i` sees
 /// keys up to `i + K - Q`, and excludes a mask. The sinks, `{H}` or `{1, H, 1, 1}`, are each one more
-/// score without a value.
+/// score without a value. On a CPU the scores, `{B, H, Q, K}`, must be such as a tensor may have.
 pub(super) fn scaled_dot_product_attention(
     build: &Build,
     attrs: &Attention,
@@ -288,6 +288,9 @@ pub(super) fn scaled_dot_product_attention(
     if count(&result) == 0 || *keys == 0 {
         return graph.zeros(&result, dtype);
     }
+    if build.is_cpu() {
+        check_room(build, OP, &scores, dtype)?;
+    }
     let scale = attrs.scale as f32;
     if has_kernel(build, dtype) && *queries <= FEW {
         let (q, k, v) = (graph.astype(q, dtype)?, graph.astype(k, dtype)?, graph.astype(v, dtype)?);
@@ -303,10 +306,8 @@ pub(super) fn scaled_dot_product_attention(
         let rows = heads / heads_k * queries;
         let q = graph.binary(mlx_sys::mlx_multiply, q, &graph.scalar(attrs.scale, dtype)?)?;
         let q = graph.reshape(&q, &[*batch, *heads_k, rows, *depth])?;
-        // SAFETY: the handle is live.
-        let k =
-            graph.call(|res, s| unsafe { mlx_sys::mlx_swapaxes(res, k.as_ptr(), -1, -2, s) })?;
-        let products = graph.binary(mlx_sys::mlx_matmul, &q, &graph.astype(&k, dtype)?)?;
+        let k = graph.swap_last(&graph.astype(k, dtype)?)?;
+        let products = graph.binary(mlx_sys::mlx_matmul, &q, &k)?;
         let products = graph.reshape(&products, &scores)?;
         let (mask, sinks) = (or_null(mask.as_ref()), or_null(sinks.as_ref()));
         // SAFETY: the handles are live and absent arrays are null.
