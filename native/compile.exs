@@ -181,6 +181,7 @@ defmodule Mix.Tasks.Compile.EmilyNif do
     target = target_folder()
     Mix.shell().info("Building the NIF with cargo in #{target} (minutes the first time)")
     packages = Enum.flat_map(libraries, &["--package", String.replace(&1, "_", "-")])
+
     # The crates are optimised as one here, and not in the manifest: each of the core's tests would be linked
     # so as well, at half a minute each.
     profile = ["--config", ~s(profile.release.lto="thin")]
