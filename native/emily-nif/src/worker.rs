@@ -16,7 +16,6 @@ use rustler::schedule::consume_timeslice;
 use rustler::{Atom, Encoder, Env, MapIterator, Resource, ResourceArc, Term};
 use smallvec::SmallVec;
 use std::borrow::Cow;
-use std::cell::Cell;
 use std::sync::OnceLock;
 
 /// A worker's reference in Elixir. The worker ends, after its queued jobs, when this is collected.
@@ -167,22 +166,11 @@ fn apply<'a>(env: Env<'a>, worker: Term<'a>, op: Term<'a>, inputs: Term<'a>) -> 
     encode_result(env, build())
 }
 
-/// The calls of `apply` that take a hundredth of a time slice, which is 1 ms.
-const CALLS_OF_A_HUNDREDTH: u32 = 4;
-
 /// The BEAM counts a native call as it counts one of its own, which takes a hundredth of the time: a process
-/// that builds operations in a loop would hold its scheduler for milliseconds.
+/// that builds operations in a loop would hold its scheduler for milliseconds. So a call counts a hundredth
+/// of a time slice, which is 1 ms. It takes less unless many processes build at the same time.
 fn account_for_time(env: Env) {
-    thread_local! {
-        static CALLS: Cell<u32> = const { Cell::new(0) };
-    }
-    let calls = CALLS.get() + 1;
-    if calls == CALLS_OF_A_HUNDREDTH {
-        consume_timeslice(env, 1);
-        CALLS.set(0);
-    } else {
-        CALLS.set(calls);
-    }
+    consume_timeslice(env, 1);
 }
 
 /// Queues a job: its handle, or what `before` found, or an error. A refused job is told here and now.
