@@ -174,7 +174,7 @@ extern "C" {
     ) -> std::os::raw::c_int;
 
     /// Whether an array whose last handle this is was scheduled and is still being computed. Of others it
-    /// is false. The handle must hold an array.
+    /// is false. The handle must hold an array, and no thread may be in the middle of scheduling it.
     pub fn emily_array_is_in_flight(array: mlx_array) -> bool;
 
     /// Lets the threads that MLX's CUDA build starts for its streams sleep while there is nothing to do.
