@@ -80,6 +80,7 @@ defmodule LongSchedule do
   end
 end
 
+{:ok, _} = Application.ensure_all_started(:emily)
 parent = self()
 # The BEAM itself takes long to make it.
 bytes = :binary.copy(:binary.copy(<<1>>, 1_000_000), 256)

@@ -181,7 +181,11 @@ defmodule Mix.Tasks.Compile.EmilyNif do
     target = target_folder()
     Mix.shell().info("Building the NIF with cargo in #{target} (minutes the first time)")
     packages = Enum.flat_map(libraries, &["--package", String.replace(&1, "_", "-")])
-    args = ~w(build --release --locked --target-dir) ++ [target | packages]
+
+    # The crates are optimised as one here, and not in the manifest: each of the core's tests would be linked
+    # so as well, at half a minute each.
+    profile = ["--config", ~s(profile.release.lto="thin")]
+    args = ~w(build --release --locked --target-dir) ++ [target | profile ++ packages]
     # Where rustup puts it, whether or not the shell was told.
     cargo = System.find_executable("cargo") || Path.expand("~/.cargo/bin/cargo")
     if command(cargo, args) != 0, do: Mix.raise("cargo could not build the NIF, see above")

@@ -148,4 +148,19 @@ defmodule Emily.MemoryTest do
     # 500 of a megabyte, and at most half again of the budget.
     assert Memory.stats().peak < start + 3 * budget
   end
+
+  test "small tensors are collected by the thousand, however large the heap is" do
+    count = 30_000
+
+    collect = fn ->
+      for _ <- 1..count, do: bytes(1)
+      {:garbage_collection, info} = Process.info(self(), :garbage_collection)
+      exit({:collections, info[:minor_gcs]})
+    end
+
+    # Room for all their references, so that nothing but what they refer to makes it collect.
+    {pid, monitor} = :erlang.spawn_opt(collect, [:monitor, min_heap_size: 100 * count])
+    assert_receive {:DOWN, ^monitor, :process, ^pid, {:collections, collections}}, 60_000
+    assert collections >= div(count, 4_000)
+  end
 end

@@ -6,7 +6,8 @@ use crate::error::Result;
 use crate::mlx;
 use mlx_rs::Array;
 use mlx_sys::{mlx_array, mlx_stream, mlx_vector_array};
-use std::ffi::c_int;
+use std::cell::Cell;
+use std::ffi::{c_int, c_void};
 
 /// The streams that new nodes are bound to. Building is bookkeeping and needs no lock; any thread may do
 /// it at any time.
@@ -83,7 +84,17 @@ impl Build {
 
     /// Makes the slot's streams this thread's defaults. Some MLX ops put an inner node on the calling
     /// thread's default stream whatever stream they are given, and it has to be one of this slot's.
+    ///
+    /// Nothing else sets a default, so that what this thread had last is known: an op built is mostly
+    /// of the stream of the one before.
     pub(crate) fn set_default(&self) {
+        thread_local! {
+            static LAST: Cell<*mut c_void> = const { Cell::new(std::ptr::null_mut()) };
+        }
+        // Every slot has a CPU stream of its own, which tells it.
+        if LAST.replace(self.cpu.ctx) == self.cpu.ctx {
+            return;
+        }
         // SAFETY: a live stream of the pool. Setting cannot fail for a device that has one.
         unsafe { mlx_sys::mlx_set_default_stream(self.cpu) };
         if let Some(gpu) = self.gpu {

@@ -6,7 +6,7 @@
 //! 1. It raises a flag: building stops (the thread sleeps for ever) and nothing is freed any more.
 //! 2. It closes the gate of evaluations, which waits for those that run, and keeps it closed.
 //! 3. It waits for what was scheduled on the streams.
-//! 4. Where that takes longer than [`PATIENCE`], it ends the process at once with the exit code. So it
+//! 4. Where that takes longer than `PATIENCE`, it ends the process at once with the exit code. So it
 //!    does with CUDA in any case: MLX's destructors synchronise its streams, and abort because the
 //!    driver is shutting down.
 

@@ -51,7 +51,7 @@ pub struct Tensor(Arc<Inner>);
 struct Inner {
     /// `None` once deallocated.
     array: RwLock<Option<SharedArray>>,
-    shape: Box<[i32]>,
+    shape: SmallVec<[i32; 4]>,
     dtype: Dtype,
     device: Device,
     /// Where it was made, and where it is evaluated while it is lazy. One made from bytes has none.
@@ -508,10 +508,17 @@ fn with_arrays<T>(
     f: impl FnOnce(&[Option<&Array>]) -> Result<T>,
 ) -> Result<T> {
     halt::park_if_halting();
-    inputs.iter().flatten().try_for_each(|tensor| tensor.check_risks())?;
-    // Recursive, because an op may take the same tensor twice while somebody waits to deallocate it.
-    let guards: SmallVec<[_; 4]> =
-        inputs.iter().map(|input| input.map(|tensor| tensor.0.array.read_recursive())).collect();
+    let mut guards = SmallVec::<[_; 4]>::new();
+    for input in inputs {
+        guards.push(match input {
+            None => None,
+            Some(tensor) => {
+                tensor.check_risks()?;
+                // Recursive, because an op may take the same tensor twice while somebody waits to deallocate it.
+                Some(tensor.0.array.read_recursive())
+            }
+        });
+    }
     let mut arrays = SmallVec::<[_; 4]>::new();
     for (index, guard) in guards.iter().enumerate() {
         arrays.push(match guard {

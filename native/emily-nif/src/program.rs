@@ -205,7 +205,7 @@ fn decode_step(term: Term) -> Result<Step> {
             };
             let inputs = decode_list("registers", inputs, optional)?;
             let count = count.decode().map_err(|_| wrong())?;
-            Ok(Step::Apply(worker::decode_op(op)?, inputs, count))
+            Ok(Step::Apply(worker::decode_op(op)?.into_owned(), inputs, count))
         }
         [state, captures, condition, body] if kind == atoms::while_() => Ok(Step::While {
             state: decode_registers(state)?,

@@ -8,9 +8,16 @@ use emily_core::dtype::Dtype;
 use emily_core::error::{Error, Result};
 use emily_core::tensor::{Bytes, Tensor};
 use rustler::{Atom, Binary, Encoder, Env, Resource, ResourceArc, Term};
+use std::mem::MaybeUninit;
 
 /// A tensor's reference in Elixir.
-pub struct TensorResource(pub Tensor);
+pub struct TensorResource(pub Tensor, #[allow(dead_code)] Ballast);
+
+/// Makes the BEAM count about as much for a reference as MLX keeps for its tensor. A process collects its
+/// garbage when what its heap refers to adds up to some hundred kilobytes: with references of a few words
+/// it would gather ten thousand tensors, which leave every cache and hold the scheduler for more than a
+/// millisecond when they are freed.
+type Ballast = MaybeUninit<[usize; 16]>;
 
 #[rustler::resource_impl]
 impl Resource for TensorResource {}
@@ -18,7 +25,7 @@ impl Resource for TensorResource {}
 impl TensorResource {
     /// The reference of a tensor.
     pub fn new(tensor: Tensor) -> ResourceArc<Self> {
-        ResourceArc::new(TensorResource(tensor))
+        ResourceArc::new(TensorResource(tensor, Ballast::uninit()))
     }
 }
 

@@ -11,10 +11,12 @@ use emily_core::op::Op;
 use emily_core::reply::Reply;
 use emily_core::tensor::Tensor;
 use emily_core::worker::{make_ready as queue_make_ready, Owner, Refused, Worker};
+use heck::ToSnakeCase;
 use rustler::schedule::consume_timeslice;
-use rustler::{Atom, Encoder, Env, ListIterator, MapIterator, Resource, ResourceArc, Term};
+use rustler::{Atom, Encoder, Env, MapIterator, Resource, ResourceArc, Term};
 use smallvec::SmallVec;
-use std::cell::Cell;
+use std::borrow::Cow;
+use std::sync::OnceLock;
 
 /// A worker's reference in Elixir. The worker ends, after its queued jobs, when this is collected.
 pub struct WorkerResource(pub Owner);
@@ -42,13 +44,24 @@ pub fn decode(term: Term) -> Result<ResourceArc<WorkerResource>> {
 }
 
 fn decode_inputs(op: &'static str, term: Term) -> Result<Inputs> {
-    let wrong = || wrong(op, "inputs", "a list of tensor references", term);
-    let list: ListIterator = proper(term).and_then(|term| term.decode().ok()).ok_or_else(wrong)?;
-    list.map(|input| decode_input(op, input)).collect()
+    let mut inputs = Inputs::new();
+    let mut rest = term;
+    while let Ok((input, tail)) = rest.list_get_cell() {
+        inputs.push(decode_input(op, input)?);
+        rest = tail;
+    }
+    if rest.is_empty_list() {
+        Ok(inputs)
+    } else {
+        Err(wrong(op, "inputs", "a list of tensor references", term))
+    }
 }
 
 /// Decodes an op with its attributes.
-pub fn decode_op(term: Term) -> Result<Op> {
+pub fn decode_op(term: Term) -> Result<Cow<'static, Op>> {
+    if let Some(op) = plain(term) {
+        return Ok(Cow::Borrowed(op));
+    }
     let wrong = || wrong("Apply", "op", "an op of the table with all its attributes", term);
     if let Ok((_name, attributes)) = term.decode::<(Term, Term)>() {
         let mut values = MapIterator::new(attributes).into_iter().flatten();
@@ -56,7 +69,25 @@ pub fn decode_op(term: Term) -> Result<Op> {
             return Err(wrong());
         }
     }
-    term.decode().map_err(|_| wrong())
+    term.decode().map(Cow::Owned).map_err(|_| wrong())
+}
+
+/// The op without attributes that an atom names. The derived decoder compares it with one name after
+/// another, which takes longer than the rest of the decoding.
+fn plain(term: Term) -> Option<&'static Op> {
+    static OPS: OnceLock<Vec<(usize, Op)>> = OnceLock::new();
+    let ops = OPS.get_or_init(|| {
+        let env = term.get_env();
+        let named = |name: &&str| {
+            let atom = Atom::from_str(env, &name.to_snake_case()).ok()?;
+            Some((atom.as_c_arg(), atom.to_term(env).decode().ok()?))
+        };
+        let mut ops: Vec<(usize, Op)> = Op::ALL.iter().filter_map(named).collect();
+        ops.sort_unstable_by_key(|(atom, _)| *atom);
+        ops
+    });
+    let found = ops.binary_search_by_key(&term.as_c_arg(), |(atom, _)| *atom).ok()?;
+    Some(&ops[found].1)
 }
 
 /// The term, unless it is an improper list: Rustler panics where it decodes one.
@@ -135,22 +166,11 @@ fn apply<'a>(env: Env<'a>, worker: Term<'a>, op: Term<'a>, inputs: Term<'a>) -> 
     encode_result(env, build())
 }
 
-/// The calls of `apply` that take a hundredth of a time slice, which is 1 ms.
-const CALLS_OF_A_HUNDREDTH: u32 = 4;
-
 /// The BEAM counts a native call as it counts one of its own, which takes a hundredth of the time: a process
-/// that builds operations in a loop would hold its scheduler for milliseconds.
+/// that builds operations in a loop would hold its scheduler for milliseconds. So a call counts a hundredth
+/// of a time slice, which is 1 ms. It takes less unless many processes build at the same time.
 fn account_for_time(env: Env) {
-    thread_local! {
-        static CALLS: Cell<u32> = const { Cell::new(0) };
-    }
-    let calls = CALLS.get() + 1;
-    if calls == CALLS_OF_A_HUNDREDTH {
-        consume_timeslice(env, 1);
-        CALLS.set(0);
-    } else {
-        CALLS.set(calls);
-    }
+    consume_timeslice(env, 1);
 }
 
 /// Queues a job: its handle, or what `before` found, or an error. A refused job is told here and now.
@@ -182,7 +202,7 @@ fn apply_all<'a>(
             return Ok(foreign);
         }
         let inputs = cores(&inputs);
-        Ok(queue(env, tag, |reply| worker.0.apply(op, inputs, reply)))
+        Ok(queue(env, tag, |reply| worker.0.apply(op.into_owned(), inputs, reply)))
     };
     encode_result(env, submit())
 }

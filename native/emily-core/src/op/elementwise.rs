@@ -10,6 +10,7 @@ use crate::build::{Build, Describe};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use mlx_rs::Array;
+use smallvec::SmallVec;
 
 macro_rules! unary {
     ($($name:ident: $op:literal, $function:ident;)*) => {$(
@@ -185,17 +186,16 @@ pub(super) fn pair<'a>(
 
 /// Shapes broadcast, and the result's elements can be addressed and, on the CPU, counted.
 fn check_broadcast(build: &Build, op: &'static str, arrays: &[&Array]) -> Result<()> {
-    let rank = arrays.iter().map(|array| array.rank()).max().unwrap_or(0);
+    let shapes: SmallVec<[_; 3]> = arrays.iter().map(|array| array.shape_of()).collect();
+    let rank = shapes.iter().map(|shape| shape.len()).max().unwrap_or(0);
     let mut elements: i128 = 1;
     for from_last in 1..=rank {
         let mut size = 1;
-        for array in arrays {
-            let shape = array.shape_of();
+        for shape in &shapes {
             match shape.len().checked_sub(from_last).map(|axis| shape[axis]) {
                 None | Some(1) => {}
                 Some(own) if size == 1 || own == size => size = own,
                 Some(_) => {
-                    let shapes: Vec<_> = arrays.iter().map(|array| array.shape_of()).collect();
                     return Err(Error::argument(op, "shapes", "shapes that broadcast", shapes));
                 }
             }
