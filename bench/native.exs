@@ -1,5 +1,6 @@
 # The cost of one operation, of a mailbox that is not empty, of reading, and of a large product, each
-# beside a rival in the same run.
+# beside a rival in the same run. A machine may be twice as slow for a second: the two take turns, and the best
+# turn of each counts.
 #
 #     mix run bench/native.exs
 
@@ -7,19 +8,27 @@ defmodule Bench.Native do
   alias Emily.Native
 
   @rounds 7
+  @turns 4
 
   def run do
     stream = Emily.Stream.new(:cpu)
     w = stream.worker
     x = Emily.from_binary(<<1.0::float-32-native, 2.0::float-32-native>>, [2], {:f, 32})
 
-    build = best(100_000, fn -> Native.add(w, x, x) end)
     eval = fn -> Native.eval(w, Native.add(w, x, x)) end
-    build_eval = best(5_000, eval)
-    python = reference("ops")
 
-    row("one op built, us", build, python["build"], "Python", "<= 1.5, ratio <= 3")
-    row("build + eval of a tiny op, us", build_eval, python["build_eval"], "Python", "")
+    {ours, python} =
+      turns(fn ->
+        build = best(100_000, fn -> Native.add(w, x, x) end)
+        {{build, best(5_000, eval)}, reference("ops")}
+      end)
+
+    build = ours |> Enum.map(&elem(&1, 0)) |> Enum.min()
+    build_eval = ours |> Enum.map(&elem(&1, 1)) |> Enum.min()
+    least = fn what -> python |> Enum.map(& &1[what]) |> Enum.min() end
+
+    row("one op built, us", build, least.("build"), "Python", "<= 1.5, ratio <= 3")
+    row("build + eval of a tiny op, us", build_eval, least.("build_eval"), "Python", "")
 
     # Both mailboxes in turn, so that what else the machine does falls on both.
     {empty, full} = mailboxes(eval)
@@ -36,10 +45,10 @@ defmodule Bench.Native do
 
   defp mailboxes(eval) do
     rounds =
-      for _ <- 1..@rounds do
-        empty = time(2_000, eval)
+      for _ <- 1..(@turns * @rounds) do
+        empty = time(1_000, eval)
         for n <- 1..10_000, do: send(self(), {:noise, n})
-        full = time(2_000, eval)
+        full = time(1_000, eval)
         flush()
         {empty, full}
       end
@@ -100,13 +109,19 @@ defmodule Bench.Native do
       Native.deallocate(product)
     end
 
-    gflops = 2 * size ** 3 / best(10, multiply) / 1000
+    {ours, openblas} =
+      turns(fn ->
+        {2 * size ** 3 / best(10, multiply) / 1000, reference("openblas")["gflops"]}
+      end)
 
-    row("f32 matmul 1024, GFLOP/s", gflops, reference("openblas")["gflops"], "OpenBLAS", ">= 0.9")
+    gflops = Enum.max(ours)
+    row("f32 matmul 1024, GFLOP/s", gflops, Enum.max(openblas), "OpenBLAS", ">= 0.9")
 
     plain = reference("matmul", [{"PLAIN_BLAS", "1"}])["gflops"]
     row("  the same", gflops, plain, "pip's MLX", "ratio >= 10")
   end
+
+  defp turns(fun), do: Enum.unzip(for _ <- 1..@turns, do: fun.())
 
   defp best(count, fun), do: Enum.min(for _ <- 1..@rounds, do: time(count, fun))
 
