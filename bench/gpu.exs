@@ -1,10 +1,11 @@
 # Many streams over shared weights, a large product, and a long run over many shapes.
 #
-#     mix run bench/gpu.exs [decode|matmul|soak] [--seconds 5] [--layers 24] [--size 2048] [--device gpu]
+#     mix run bench/gpu.exs [decode|matmul|soak] [--rounds 5] [--seconds 1] [--layers 24] [--size 2048] [--soak 60] [--device gpu]
 #
 # A step is decode-like: x = x + tanh(x w) for every layer, in bf16, for one row; an Elixir process for each
-# stream builds and evaluates it (eager), or calls a defn that Emily.Compiler has compiled (native, fuse). The rival is plain Rust threads (native/emily-core/examples/streams.rs,
-# built with `cargo build --release --package emily-core --example streams`, or EMILY_RIVAL names it).
+# stream builds and evaluates it (eager), or calls a defn that Emily.Compiler has compiled (native, fuse).
+# The rival is plain Rust threads (native/emily-core/examples/streams.rs, built with
+# `cargo build --release --package emily-core --example streams`, or EMILY_RIVAL names it).
 # The product's rival is Python's MLX on the same card, where PYTHON_MLX names a python3 that imports it.
 
 defmodule Bench.Gpu do
@@ -23,13 +24,15 @@ defmodule Bench.Gpu do
           layers: :integer,
           size: :integer,
           device: :string,
-          soak: :integer
+          soak: :integer,
+          rounds: :integer
         ]
       )
 
     device = if options[:device] == "cpu", do: :cpu, else: List.last(Emily.Stream.devices())
-    o = Map.merge(%{seconds: 5, layers: 24, size: 2048, soak: 60}, Map.new(options))
-    o = %{seconds: o.seconds, layers: o.layers, size: o.size, soak: o.soak, device: device}
+    options = Keyword.delete(options, :device)
+    o = Map.merge(%{seconds: 1, rounds: 5, layers: 24, size: 2048, soak: 60}, Map.new(options))
+    o = Map.put(o, :device, device)
     IO.puts("#{name(device)}, #{Date.utc_today()}")
     parts = if parts == [], do: ~w(decode matmul soak), else: parts
     for part <- parts, do: apply(__MODULE__, String.to_existing_atom(part), [o])
@@ -44,36 +47,51 @@ defmodule Bench.Gpu do
 
   ## Streams over shared weights
 
+  # Lanes take turns, so that what else the host does falls on all of them; medians over the rounds.
   def decode(o) do
     stream = Emily.Stream.new(o.device)
     {x, weights} = inputs(stream.worker, o)
-    expected = chain(stream, x, weights, &step/3)
     lanes = [eager: &step/3] ++ compiled(x, weights)
 
-    for {lane, step} <- lanes do
-      steady = Task.await(Task.async(fn -> loop(nil, x, weights, step, o) end), :infinity)
-      row("#{lane}, default worker", [steady])
+    lanes =
+      for {lane, step} <- lanes, do: {lane, step, chain(stream, x, weights, step)}
 
-      for count <- @counts do
-        streams = for _ <- 1..count, do: Emily.Stream.new(o.device)
+    # What is fused rounds less often, so that its bits are its own.
+    [expected, expected, _fused] = for {_, _, alone} <- lanes, do: alone
 
-        alone = if lane == :fuse, do: chain(hd(streams), x, weights, step), else: expected
+    runs =
+      for _ <- 1..o.rounds, count <- [:default | @counts] do
+        ours =
+          for {lane, step, alone} <- lanes do
+            {{lane, count}, streams(count, x, weights, step, alone, o)}
+          end
 
-        for stream <- streams, chain(stream, x, weights, step) != alone do
-          raise "#{lane}: not bit-equal to one stream"
-        end
-
-        runs =
-          streams
-          |> Enum.map(&Task.async(fn -> loop(&1, x, weights, step, o) end))
-          |> Task.await_many(:infinity)
-
-        row("#{lane}, #{count} streams", runs)
-        Enum.each(streams, &Emily.Stream.close/1)
+        ours ++ if(is_integer(count), do: rival(count, o), else: [])
       end
+
+    runs = runs |> Enum.concat() |> Enum.group_by(&elem(&1, 0), &elem(&1, 1))
+    table(runs)
+  end
+
+  # On the worker that a process has without asking, or on so many streams.
+  defp streams(:default, x, weights, step, _alone, o) do
+    run = fn -> steps(Emily.Stream.worker(), x, weights, step, o) end
+    summary([run |> Task.async() |> Task.await(:infinity)])
+  end
+
+  defp streams(count, x, weights, step, alone, o) do
+    streams = for _ <- 1..count, do: Emily.Stream.new(o.device)
+
+    run = fn stream ->
+      if chain(stream, x, weights, step) != alone, do: raise("not bit-equal to one stream")
+      Emily.Stream.with_stream(stream, fn -> steps(stream.worker, x, weights, step, o) end)
     end
 
-    rival(o)
+    runs =
+      streams |> Enum.map(&Task.async(fn -> run.(&1) end)) |> Task.await_many(:infinity)
+
+    Enum.each(streams, &Emily.Stream.close/1)
+    summary(runs)
   end
 
   defp inputs(w, o) do
@@ -129,15 +147,7 @@ defmodule Bench.Gpu do
     end)
   end
 
-  # Steps per second and the time of each, once all streams are warm.
-  defp loop(nil, x, weights, step, o) do
-    steps(Emily.Stream.worker(), x, weights, step, o)
-  end
-
-  defp loop(stream, x, weights, step, o) do
-    Emily.Stream.with_stream(stream, fn -> steps(stream.worker, x, weights, step, o) end)
-  end
-
+  # Steps per second and the time of each, once the stream is warm.
   defp steps(w, x, weights, step, o) do
     for _ <- 1..50, do: step.(w, x, weights)
     begin = System.monotonic_time()
@@ -157,32 +167,53 @@ defmodule Bench.Gpu do
     end
   end
 
-  defp row(name, runs) do
-    rate = runs |> Enum.map(&elem(&1, 0)) |> Enum.sum() |> round()
+  defp summary(runs) do
     times = runs |> Enum.flat_map(&elem(&1, 1)) |> Enum.sort() |> List.to_tuple()
-
-    at = fn share ->
-      Float.round(1000 * seconds(elem(times, trunc((tuple_size(times) - 1) * share))), 3)
-    end
-
-    slowest = runs |> Enum.map(&elem(&1, 0)) |> Enum.min() |> round()
-
-    IO.puts(
-      "elixir #{name}: #{rate} steps/s, p50 #{at.(0.5)} ms, p99 #{at.(0.99)} ms, slowest stream #{slowest}/s"
-    )
+    at = fn share -> 1000 * seconds(elem(times, trunc((tuple_size(times) - 1) * share))) end
+    rates = Enum.map(runs, &elem(&1, 0))
+    %{rate: Enum.sum(rates), p50: at.(0.5), p99: at.(0.99), slowest: Enum.min(rates)}
   end
+
+  defp table(runs) do
+    for {lane, count} = key <- Enum.sort_by(Map.keys(runs), &order/1) do
+      of = fn key, value -> Enum.map(runs[key], & &1[value]) end
+      # Of the same round, and then the median of the rounds.
+      ratio = fn to ->
+        key |> of.(:rate) |> Enum.zip_with(of.(to, :rate), &(&1 / &2)) |> median()
+      end
+
+      ratios =
+        for {name, to} <- [{"rust", {:rust, count}}, {"one stream", {lane, 1}}],
+            to != key and is_map_key(runs, to),
+            do: ", #{number(ratio.(to))} of #{name}"
+
+      IO.puts(
+        "#{lane}, #{count}: #{round(median(of.(key, :rate)))} steps/s" <>
+          " (#{Enum.map_join(of.(key, :rate), " ", &round/1)}), p50 #{number(median(of.(key, :p50)))} ms," <>
+          " p99 #{number(median(of.(key, :p99)))} ms, slowest stream #{round(median(of.(key, :slowest)))}/s" <>
+          Enum.join(ratios)
+      )
+    end
+  end
+
+  defp order({lane, count}), do: {lane, if(count == :default, do: 0, else: count)}
+  defp median(numbers), do: numbers |> Enum.sort() |> Enum.at(div(length(numbers), 2))
+  defp number(x), do: :erlang.float_to_binary(x * 1.0, decimals: 2)
 
   defp seconds(native), do: System.convert_time_unit(native, :native, :nanosecond) / 1.0e9
 
-  defp rival(o) do
+  defp rival(count, o) do
     path = System.get_env("EMILY_RIVAL", "target/release/examples/streams")
 
     if File.exists?(path) do
-      args = Enum.map([o.seconds, o.layers, o.size | @counts], &to_string/1)
+      args = Enum.map([o.seconds, o.layers, o.size, count], &to_string/1)
       {text, 0} = System.cmd(Path.expand(path), args, stderr_to_stdout: true)
-      IO.write(text)
+      [_ | numbers] = Regex.run(~r"([0-9]+) steps/s, p50 ([0-9.]+) ms, p99 ([0-9.]+) ms", text)
+      [rate, p50, p99] = for text <- numbers, do: text |> Float.parse() |> elem(0)
+      [{{:rust, count}, %{rate: rate, p50: p50, p99: p99, slowest: rate / count}}]
     else
       IO.puts("left out: the Rust rival (#{path} is not built)")
+      []
     end
   end
 

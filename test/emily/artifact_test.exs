@@ -271,6 +271,7 @@ defmodule Emily.ArtifactTest do
             "EMILY_CACHE" => Path.join(context.home, "none"),
             "EMILY_SYSTEM_DEPS" => "1",
             "EMILY_MLX_VARIANT" => variant(),
+            "EMILY_CUDA" => "system",
             "EMILY_ARTIFACT_DIR" => nil,
             "EMILY_ARTIFACT_URL" => nil,
             "EMILY_BUILD" => nil,

@@ -497,11 +497,16 @@ defmodule Emily.BackendPropertyTest do
       if places == Enum.uniq(places) or not Emily.TestDevice.gpu?(),
         do: assert_like_binary_backend(inputs, &Nx.indexed_put(&1, &2, &3, axes: axes))
 
-      assert_like_binary_backend(inputs, &Nx.indexed_add(&1, &2, &3, axes: axes),
-        tolerance: 5.0e-2
-      )
+      inputs = [whole(tensor), indices, whole(updates)]
+      assert_like_binary_backend(inputs, &Nx.indexed_add(&1, &2, &3, axes: axes))
     end
   end
+
+  # Numbers of which a few add up to the same in every order, in every type: none is beyond 25.
+  defp whole(%Nx.Tensor{type: {kind, _}} = tensor) when kind in [:f, :bf],
+    do: tensor |> Nx.divide(4) |> Nx.as_type(:s32) |> Nx.as_type(tensor.type)
+
+  defp whole(tensor), do: tensor
 
   ## Reductions
 

@@ -4,6 +4,9 @@ defmodule Emily.FusionTest do
 
   @moduletag :tmp_dir
   @moduletag timeout: 120_000
+  @moduletag skip:
+               Emily.TestDevice.gpu?() &&
+                 "a GPU's kernels are compiled without the host's compiler"
 
   # Prints whether the CPU can fuse, and what a fused program makes of 1 and 2.
   @script """

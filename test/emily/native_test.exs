@@ -49,6 +49,36 @@ defmodule Emily.NativeTest do
   @pi 3.141592653589793
 
   describe "tensors" do
+    test "large binaries are computed with on every device, at the same time", %{w: w} do
+      bytes = :rand.bytes(1_048_576)
+      total = for <<byte <- bytes>>, reduce: 0, do: (sum -> sum + byte)
+      # Made by the host, and computed on the stream.
+      made = N.from_binary(bytes, [1024, 1024], {:u, 8})
+      computed = N.bitwise_invert(w, N.bitwise_invert(w, made))
+      N.eval(w, computed)
+
+      sums = fn device ->
+        Task.async(fn ->
+          w = Emily.Stream.new(device).worker
+          for _ <- 1..20, t <- [made, computed], do: read(w, N.sum(w, t, [0, 1], false))
+        end)
+      end
+
+      twice = Emily.Stream.devices() ++ Emily.Stream.devices()
+      sums = twice |> Enum.map(sums) |> Task.await_many(60_000)
+      assert sums |> Enum.concat() |> Enum.uniq() == [{@u32, [], [total]}]
+      for t <- [made, computed], do: assert(N.to_binary(w, t) == bytes)
+    end
+
+    test "results without elements are read and laid in order", %{w: w} do
+      none = N.from_binary(<<>>, [0, 3], @f32)
+
+      for t <- [none, N.matmul(w, none, f([1.0, 2.0, 3.0], [3, 1])), N.sin(w, none)] do
+        assert N.to_binary(w, N.contiguous(w, t)) == <<>>
+        assert N.to_binary(w, N.transpose(w, t, [1, 0])) == <<>>
+      end
+    end
+
     test "from_binary, shape, dtype, device, ready?, to_binary, deallocate", %{w: w} do
       t = N.from_binary(<<1, 2, 3, 4, 5, 6>>, [2, 3], {:u, 8})
       assert {N.shape(t), N.dtype(t), N.ready?(t)} == {[2, 3], {:u, 8}, true}

@@ -54,6 +54,11 @@ impl Build {
         Build { stream: self.cpu, ..*self }
     }
 
+    /// The same, with every node on the GPU, where there is one.
+    pub(crate) fn on_gpu(&self) -> Self {
+        Build { stream: self.gpu.unwrap_or(self.cpu), ..*self }
+    }
+
     /// The device that nodes are computed on.
     pub(crate) fn device(&self) -> Device {
         if self.is_cpu() {

@@ -64,6 +64,11 @@ impl Device {
         self == Device::Gpu && cfg!(target_os = "linux")
     }
 
+    /// Whether it is a card that this host has and MLX computes on with CUDA.
+    pub(crate) fn is_cuda(self) -> bool {
+        self.has_memory_of_its_own() && self.is_present()
+    }
+
     /// What MLX says of the device, such as `device_name` and `free_memory`, sorted by name.
     ///
     /// # Errors

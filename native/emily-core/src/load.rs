@@ -3,6 +3,7 @@
 use crate::build::{Build, Describe};
 use crate::error::{Error, Result};
 use crate::mlx;
+use crate::place::placed;
 use crate::risk::Risks;
 use crate::slot::Home;
 use crate::tensor::{evaluate, Tensor};
@@ -75,7 +76,7 @@ fn npy(path: &CStr, home: &Arc<Home>) -> Result<Loaded> {
     // SAFETY: the path is NUL-terminated. Files are read on the CPU: a GPU stream cannot.
     let array =
         on_cpu(home).array(OP, |res, s| unsafe { mlx_sys::mlx_load(res, path.as_ptr(), s) })?;
-    let tensor = Tensor::lazy(array, home, Risks::one());
+    let tensor = Tensor::lazy(placed(array, home)?, home, Risks::one());
     Ok(Loaded { tensors: vec![("array".into(), tensor)], metadata: Vec::new() })
 }
 
@@ -94,7 +95,7 @@ fn safetensors(path: &CStr, home: &Arc<Home>) -> Result<Loaded> {
         .map(|(name, array)| {
             check::shape(array.shape_of())
                 .map_err(|e| Error::Mlx { op: OP, message: format!("{name}: {e}") })?;
-            Ok((name, Tensor::lazy(array, home, Risks::one())))
+            Ok((name, Tensor::lazy(placed(array, home)?, home, Risks::one())))
         })
         .collect::<Result<_>>()?;
     let metadata = texts.entries()?.into_iter().map(|(name, text)| (name, Metadata::Text(text)));
@@ -109,7 +110,7 @@ fn gguf(path: &CStr, home: &Arc<Home>) -> Result<Loaded> {
     // SAFETY: a live object, a NUL-terminated path and a live stream.
     mlx::check(OP, unsafe { mlx_sys::mlx_load_gguf(&mut file.0, path.as_ptr(), build.stream()) })?;
 
-    let arrays = file
+    let mut arrays = file
         .names(mlx_sys::mlx_io_gguf_get_keys)?
         .into_iter()
         .map(|name| file.array(&name, mlx_sys::mlx_io_gguf_get_array).map(|array| (name, array)))
@@ -117,6 +118,12 @@ fn gguf(path: &CStr, home: &Arc<Home>) -> Result<Loaded> {
     // Elements are read by the loader but partly unpacked lazily, and several outputs of one node
     // must not leave this thread before they are ready.
     evaluate(OP, arrays.iter().map(|(_, array)| array))?;
+    if home.device().is_cuda() {
+        for (_, array) in &mut arrays {
+            *array = placed(array.clone(), home)?;
+        }
+        evaluate(OP, arrays.iter().map(|(_, array)| array))?;
+    }
     let metadata = file
         .names(mlx_sys::emily_gguf_metadata_keys)?
         .into_iter()

@@ -154,14 +154,29 @@ impl Op {
         check_room(build, self.name(), array.shape_of(), array.dtype_of())
     }
 
-    /// Copies of the inputs of an op that the host computes for a device with memory of its own.
+    /// Copies of the inputs of an op that the host computes from a device with memory of its own: for that
+    /// device, or from what another stream has computed there.
     fn copies_for_host(&self, build: &Build, inputs: Inputs) -> Result<Option<Copies>> {
-        if build.is_cpu() || !Device::Gpu.has_memory_of_its_own() || !self.is_of_host() {
+        if !Device::Gpu.is_cuda() {
             return Ok(None);
         }
-        let graph = Graph::new(build, self.name());
-        let copy =
-            |input: &Option<&Array>| input.map(|array| graph.copy_for_host(array)).transpose();
+        // SAFETY: the handle holds an array, of MLX's CUDA build.
+        let is_there = |array: &Array| unsafe { mlx_sys::emily_cuda_has(array.as_ptr()) };
+        let any = match build.is_cpu() {
+            true => inputs.iter().flatten().any(|array| is_there(array)),
+            false => self.is_of_host(),
+        };
+        if !any {
+            return Ok(None);
+        }
+        let graph = Graph::new(&build.on_gpu(), self.name());
+        let copy = |input: &Option<&Array>| {
+            let copy = |array: &Array| match !build.is_cpu() || is_there(array) {
+                true => graph.copy_for_host(array),
+                false => Ok(array.clone()),
+            };
+            input.map(copy).transpose()
+        };
         inputs.iter().map(copy).collect::<Result<_>>().map(Some)
     }
 

@@ -17,7 +17,9 @@ use shuttle::sync::{
 };
 
 #[cfg(not(feature = "shuttle"))]
-use crossbeam_channel::{bounded, Receiver, Sender, TrySendError};
+use crate::look;
+#[cfg(not(feature = "shuttle"))]
+use crossbeam_channel::{bounded, Receiver, Sender, TryRecvError, TrySendError};
 #[cfg(not(feature = "shuttle"))]
 use std::sync::{
     atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -57,56 +59,13 @@ impl<J> Jobs<J> {
     /// The same, awake for a while first.
     #[cfg(not(feature = "shuttle"))]
     fn next(&self) -> Option<J> {
-        if let Some(_turn) = eager::Turn::take() {
-            let begin = std::time::Instant::now();
-            while begin.elapsed() < eager::time() {
-                match self.0.try_recv() {
-                    Ok(job) => return Some(job),
-                    Err(crossbeam_channel::TryRecvError::Disconnected) => return None,
-                    Err(crossbeam_channel::TryRecvError::Empty) => std::hint::spin_loop(),
-                }
-            }
-        }
-        self.0.recv().ok()
-    }
-}
-
-/// Workers that have just done a job and look for the next one before they sleep: waking a thread takes
-/// tens of microseconds on a virtual machine, and who reads a result often asks again at once.
-#[cfg(not(feature = "shuttle"))]
-mod eager {
-    use crate::device::Device;
-    use std::sync::atomic::{AtomicUsize, Ordering};
-    use std::sync::OnceLock;
-    use std::time::Duration;
-
-    /// How long one looks. Who computes on a GPU builds the next graph meanwhile, and needs the host's
-    /// cores for little else.
-    pub(super) fn time() -> Duration {
-        Duration::from_micros(if Device::Gpu.is_present() { 300 } else { 30 })
-    }
-
-    static LOOKING: AtomicUsize = AtomicUsize::new(0);
-
-    /// The right to look. Only some workers have it at a time, since they take cores from others.
-    pub(super) struct Turn;
-
-    impl Turn {
-        pub(super) fn take() -> Option<Self> {
-            static MOST: OnceLock<usize> = OnceLock::new();
-            let most = *MOST.get_or_init(|| {
-                let share = if Device::Gpu.is_present() { 2 } else { 4 };
-                std::thread::available_parallelism().map_or(1, |cores| (cores.get() / share).max(1))
-            });
-            let turn = Turn;
-            (LOOKING.fetch_add(1, Ordering::Relaxed) < most).then_some(turn)
-        }
-    }
-
-    impl Drop for Turn {
-        fn drop(&mut self) {
-            LOOKING.fetch_sub(1, Ordering::Relaxed);
-        }
+        // Who reads a result often asks again at once.
+        let found = look::until(look::time(), || match self.0.try_recv() {
+            Ok(job) => Some(Some(job)),
+            Err(TryRecvError::Disconnected) => Some(None),
+            Err(TryRecvError::Empty) => None,
+        });
+        found.unwrap_or_else(|| self.0.recv().ok())
     }
 }
 

@@ -18,6 +18,8 @@ use std::time::Duration;
 /// What is to be ended.
 enum Remains {
     Array(Array),
+    /// What a stream may still write to.
+    Scheduled(Array),
     /// Something with arrays inside.
     Arrays(Box<dyn Send>),
     /// A thread that has done its last work.
@@ -108,7 +110,8 @@ fn reap(remains: &Receiver<Remains>) {
 
 fn end(remains: Remains) {
     match remains {
-        Remains::Array(array) => {
+        Remains::Array(array) => halt::free(array),
+        Remains::Scheduled(array) => {
             wait_until_computed(&array);
             halt::free(array);
         }
@@ -137,10 +140,16 @@ fn wait_until_computed(array: &Array) {
     }
 }
 
-/// Frees an array soon, once it is computed where it is being computed.
+/// Frees an array soon.
 pub(crate) fn free(array: Array) {
     // The reaper lives as long as the process, so that the send cannot fail.
     let _ = queue().send(Remains::Array(array));
+}
+
+/// Frees an array whose computation was scheduled, once it is computed.
+pub(crate) fn free_once_computed(array: Array) {
+    // As above.
+    let _ = queue().send(Remains::Scheduled(array));
 }
 
 /// Frees something with arrays inside soon.

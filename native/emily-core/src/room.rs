@@ -55,16 +55,24 @@ impl Running {
 /// An evaluation's part in the room, until it is dropped.
 pub(crate) struct Room {
     is_small: bool,
+    has_cpu: bool,
 }
 
 impl Room {
     /// For the evaluation of arrays, whose slot the calling thread holds.
     pub(crate) fn take(outputs: mlx_vector_array) -> Self {
         let small = SMALL.max(memory::limit().unwrap_or(0) / PART);
-        // SAFETY: live arrays that nobody else evaluates.
-        let is_small = unsafe { mlx_sys::emily_graph_bytes(outputs, small) } <= small;
+        let mut has_cpu = false;
+        // SAFETY: live arrays that nobody else evaluates, and a flag.
+        let bytes = unsafe { mlx_sys::emily_graph_bytes(outputs, small, &mut has_cpu) };
+        let is_small = bytes <= small;
         change(is_small, 1);
-        Room { is_small }
+        Room { is_small, has_cpu }
+    }
+
+    /// Whether the graph is small and a GPU computes all of it.
+    pub(crate) fn is_small_and_of_gpu(&self) -> bool {
+        self.is_small && !self.has_cpu
     }
 }
 
@@ -96,8 +104,10 @@ mod tests {
         let twice = Op::Add.build(&build, &[Some(&x), Some(&x)]).unwrap();
         let four = Op::Multiply.build(&build, &[Some(&twice), Some(&twice)]).unwrap();
         let outputs = Arrays::from_iter([&four, &twice]);
-        // SAFETY: live arrays that nobody evaluates.
-        let bytes = |most| unsafe { mlx_sys::emily_graph_bytes(outputs.as_raw(), most) };
+        let mut has_cpu = false;
+        // SAFETY: live arrays that nobody evaluates, and a flag.
+        let mut bytes =
+            |most| unsafe { mlx_sys::emily_graph_bytes(outputs.as_raw(), most, &mut has_cpu) };
         assert_eq!(bytes(1 << 20), 800);
         assert!(bytes(500) > 500);
         evaluate("Add", [&twice]).unwrap();

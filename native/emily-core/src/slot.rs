@@ -65,6 +65,13 @@ pub(crate) fn synchronize(slot: &Slot) -> Result<()> {
     slot.synchronize()
 }
 
+/// Waits until MLX has cleared away what evaluations on a stream used, whose slot the caller holds.
+pub(crate) fn clear_away(stream: mlx_stream) -> Result<()> {
+    let _gate = evaluating();
+    // SAFETY: a live stream, whose slot the caller holds.
+    mlx::check("Stream", unsafe { mlx_sys::mlx_synchronize(stream) })
+}
+
 /// Waits for what was scheduled on all slots. No evaluation may run.
 pub(crate) fn synchronize_all() {
     let slots = pool().all.clone();
@@ -220,12 +227,12 @@ impl Lease {
             let waited = FREED.wait_timeout(pool, left);
             pool = waited.unwrap_or_else(|poisoned| poisoned.into_inner()).0;
         }
-        if pool.warm.is_empty() && pool.fresh.is_empty() {
-            pool.grow()?;
-        }
-        let slot = pool.warm.pop().or_else(|| pool.fresh.pop()).expect("the pool has just grown");
-        *slot.occupancy() = Occupancy::Leased(None);
-        Ok(Lease(slot))
+        pool.lease()
+    }
+
+    /// Leases a slot for an evaluation, without waiting for one.
+    pub(crate) fn take_now() -> Result<Lease> {
+        pool().lease()
     }
 
     /// Borrows one slot for an evaluation.
@@ -305,6 +312,15 @@ struct Pool {
 static FREED: Condvar = Condvar::new();
 
 impl Pool {
+    fn lease(&mut self) -> Result<Lease> {
+        if self.warm.is_empty() && self.fresh.is_empty() {
+            self.grow()?;
+        }
+        let slot = self.warm.pop().or_else(|| self.fresh.pop()).expect("the pool has just grown");
+        *slot.occupancy() = Occupancy::Leased(None);
+        Ok(Lease(slot))
+    }
+
     fn grow(&mut self) -> Result<()> {
         if self.all.len() >= MOST {
             return Err(Error::NoStream { reason: format!("{MOST} streams are in use") });

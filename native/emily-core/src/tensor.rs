@@ -8,8 +8,10 @@ use crate::device::Device;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::halt;
+use crate::look;
 use crate::mlx;
 use crate::op::Op;
+use crate::place;
 use crate::reaper;
 use crate::risk::Risks;
 use crate::room::Room;
@@ -18,6 +20,7 @@ use crate::slot::{self, Home, Slot};
 use mlx_rs::Array;
 use parking_lot::RwLock;
 use smallvec::SmallVec;
+use std::ffi::c_uint;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 
@@ -54,6 +57,8 @@ struct Inner {
     /// Where it was made, and where it is evaluated while it is lazy. One made from bytes has none.
     home: Option<Arc<Home>>,
     ready: AtomicBool,
+    /// Whether its computation was scheduled and not waited for.
+    scheduled: AtomicBool,
     /// Of the graph that it was built with.
     graph: Weight,
     risks: Risks,
@@ -99,7 +104,9 @@ impl Tensor {
     /// A tensor of an array whose computation is scheduled on a stream of `home`.
     pub(crate) fn scheduled(array: Array, home: &Arc<Home>) -> Self {
         let graph = Weight { bytes: array.count() * array.dtype_of().size(), nodes: 1 };
-        Self::new(array, Some(home), home.device(), graph, Risks::default())
+        let tensor = Self::new(array, Some(home), home.device(), graph, Risks::default());
+        tensor.0.scheduled.store(true, Ordering::Release);
+        tensor
     }
 
     fn new(
@@ -116,6 +123,7 @@ impl Tensor {
             device,
             home: home.cloned(),
             ready: AtomicBool::new(graph.nodes == 0),
+            scheduled: AtomicBool::new(false),
             graph,
             risks,
         }));
@@ -127,8 +135,11 @@ impl Tensor {
 
     /// A ready tensor with a copy of `bytes`, row-major in the host's byte order.
     ///
+    /// Large ones are copied to the memory of a card that has its own, which takes as long as the copy.
+    ///
     /// # Errors
-    /// [`Error::Argument`] for a wrong shape or number of bytes.
+    /// [`Error::Argument`] for a wrong shape or number of bytes; of a large one for a card also
+    /// [`Error::OutOfMemory`].
     pub fn from_bytes(bytes: &[u8], shape: &[i64], dtype: Dtype, device: Device) -> Result<Self> {
         const OP: &str = "FromBinary";
         mlx::install_error_handler();
@@ -141,6 +152,11 @@ impl Tensor {
                 expected: format!("{expected} bytes for shape {shape:?} of {dtype}"),
                 got: format!("{} bytes", bytes.len()),
             });
+        }
+        if place::is_for(device, dtype) && bytes.len() > place::LARGE {
+            if let Some(array) = place::copy(OP, bytes, shape, dtype)? {
+                return Ok(Self::new(array, None, device, Weight::NOTHING, Risks::default()));
+            }
         }
         // SAFETY: MLX copies as many elements as the shape has, and there are that many.
         let made = unsafe {
@@ -244,8 +260,8 @@ impl Tensor {
         let taken = self.0.array.write().take();
         match taken {
             Some(SharedArray(array)) => {
-                if self.device().has_memory_of_its_own() && is_in_flight(&array) {
-                    reaper::free(array);
+                if self.0.is_in_flight(&array) {
+                    reaper::free_once_computed(array);
                 } else {
                     halt::free(array);
                 }
@@ -273,7 +289,9 @@ impl Tensor {
         Self::settle_risks(tensors.iter())?;
         let pending = tensors.iter().filter(|tensor| !tensor.is_ready());
         let handles = pending.map(|tensor| tensor.array(OP, 0)).collect::<Result<Vec<_>>>()?;
-        schedule(OP, &handles)
+        schedule(OP, &handles)?;
+        tensors.iter().for_each(|tensor| tensor.0.scheduled.store(true, Ordering::Release));
+        Ok(())
     }
 
     /// Evaluates those inputs of a job that can fail, on the thread that holds their slot: a failure of
@@ -321,8 +339,18 @@ impl Tensor {
     pub(crate) fn read(&self, build: &Build) -> Result<Bytes> {
         const OP: &str = "ToBinary";
         let array = self.array(OP, 0)?;
+        if self.byte_size() == 0 {
+            // MLX's CUDA build gives some results without elements no buffer, and looks for it here.
+            let outcome = evaluate(OP, [&array]);
+            self.settle(&outcome);
+            return outcome.map(|()| Bytes::none());
+        }
         // No GPU computes with f64: what there is of it was made for the host.
-        let build = if self.dtype() == Dtype::Float64 { &build.on_cpu() } else { build };
+        let build = match self.device() {
+            _ if self.dtype() == Dtype::Float64 => &build.on_cpu(),
+            Device::Gpu => &build.on_gpu(),
+            Device::Cpu => build,
+        };
         let contiguous = crate::op::Op::Contiguous.build(build, &[Some(&array)])?;
         let outcome = evaluate(OP, [&array, &contiguous]);
         self.settle(&outcome);
@@ -358,6 +386,15 @@ impl Inner {
     fn byte_size(&self) -> usize {
         self.shape.iter().map(|&size| size as usize).product::<usize>() * self.dtype.size()
     }
+
+    /// Whether the last handle of its array may not be dropped yet; the reaper waits until it may. MLX keeps
+    /// the results on an evaluation's way until they are used, but not those that it was asked for.
+    fn is_in_flight(&self, array: &Array) -> bool {
+        // SAFETY: the handle holds an array that is scheduled: its evaluation makes no event any more.
+        self.device.has_memory_of_its_own()
+            && self.scheduled.load(Ordering::Acquire)
+            && unsafe { mlx_sys::emily_array_is_in_flight(array.as_ptr()) }
+    }
 }
 
 impl Drop for Inner {
@@ -369,18 +406,12 @@ impl Drop for Inner {
         let Some(SharedArray(array)) = self.array.get_mut().take() else { return };
         if self.ready.load(Ordering::Acquire) {
             free(array, Weight { bytes, nodes: 0 });
-        } else if self.device.has_memory_of_its_own() && is_in_flight(&array) {
-            reaper::free(array);
+        } else if self.is_in_flight(&array) {
+            reaper::free_once_computed(array);
         } else {
             free(array, self.graph);
         }
     }
-}
-
-/// Whether the last handle of an array may not be dropped yet; the reaper waits until it may.
-fn is_in_flight(array: &Array) -> bool {
-    // SAFETY: the handle holds an array.
-    unsafe { mlx_sys::emily_array_is_in_flight(array.as_ptr()) }
 }
 
 /// Frees here or on the reaper's thread, never long on a scheduler that collects garbage.
@@ -421,6 +452,11 @@ impl Bytes {
         // SAFETY: the array is evaluated; MLX reinterprets its buffer whatever the dtype.
         let start = unsafe { mlx_sys::mlx_array_data_uint8(array.as_ptr()) };
         Some(Bytes { array: Some(array), copy: Box::default(), start, length })
+    }
+
+    /// Of a tensor without elements.
+    fn none() -> Self {
+        Bytes { array: None, copy: Box::default(), start: std::ptr::null(), length: 0 }
     }
 
     /// A copy of an array that the calling thread has just evaluated, whose elements lie in order. The
@@ -516,8 +552,16 @@ pub(crate) fn evaluate<'a>(
     let asked = arrays.clone().into_iter().map(size).sum();
     shortage::retry(op, asked, || {
         let _gate = slot::evaluating();
-        let _room = Room::take(outputs.as_raw());
-        // SAFETY: a live vector of arrays whose slot the caller holds.
+        let room = Room::take(outputs.as_raw());
+        // MLX lets the thread sleep until the card's interrupt wakes it, which comes long after the end of
+        // many small kernels.
+        let ends_soon = Device::Gpu.is_cuda() && room.is_small_and_of_gpu();
+        if let Some(_turn) = ends_soon.then(look::Turn::take).flatten() {
+            let limit = look::time().as_micros() as c_uint;
+            // SAFETY: a live vector of arrays whose slot the caller holds.
+            return mlx::check(op, unsafe { mlx_sys::emily_eval_awake(outputs.as_raw(), limit) });
+        }
+        // SAFETY: as above.
         mlx::check(op, unsafe { mlx_sys::mlx_eval(outputs.as_raw()) })
     })?;
     for array in arrays {

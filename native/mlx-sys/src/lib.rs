@@ -134,8 +134,9 @@ extern "C" {
     pub fn emily_scheduler_add_room(groups: std::os::raw::c_int);
 
     /// The bytes of the results that an evaluation of arrays computes on its way, or, once they are more than
-    /// `most`, some number above it. No other thread may evaluate the arrays meanwhile.
-    pub fn emily_graph_bytes(outputs: mlx_vector_array, most: usize) -> usize;
+    /// `most`, some number above it; and whether a CPU computes some of what was counted. No other thread may
+    /// evaluate the arrays meanwhile.
+    pub fn emily_graph_bytes(outputs: mlx_vector_array, most: usize, has_cpu: *mut bool) -> usize;
 
     /// The keys of a GGUF file's metadata, which mlx-c gives by key alone.
     pub fn emily_gguf_metadata_keys(
@@ -146,8 +147,34 @@ extern "C" {
     /// What tells an array from all others that live. The handle must hold one.
     pub fn emily_array_id(array: mlx_array) -> usize;
 
+    /// `mlx_eval` of a graph of a GPU's streams alone, whose end the thread looks for so long before it sleeps
+    /// until it is told.
+    pub fn emily_eval_awake(
+        outputs: mlx_vector_array,
+        microseconds: std::os::raw::c_uint,
+    ) -> std::os::raw::c_int;
+
+    /// Whether an array was computed, or its computation was scheduled. The handle must hold an array.
+    pub fn emily_array_is_computed(array: mlx_array) -> bool;
+
+    /// Whether nothing else holds the buffer of a computed array: no other array, and no evaluation of which
+    /// MLX still has to clear away what it used. The handle must hold an array.
+    pub fn emily_array_is_sole_owner(array: mlx_array) -> bool;
+
+    /// Whether an array was scheduled or computed and its elements are in a card's own memory, of MLX's CUDA
+    /// build. The handle must hold an array.
+    pub fn emily_cuda_has(array: mlx_array) -> bool;
+
+    /// Overwrites the first `bytes` bytes of an evaluated, row-contiguous array of MLX's CUDA build, which nobody
+    /// else uses, and waits until they are there. To be called where the array has just been evaluated.
+    pub fn emily_cuda_write(
+        array: mlx_array,
+        from: *const std::os::raw::c_void,
+        bytes: usize,
+    ) -> std::os::raw::c_int;
+
     /// Whether an array whose last handle this is was scheduled and is still being computed. Of others it
-    /// is false. The handle must hold an array.
+    /// is false. The handle must hold an array, and no thread may be in the middle of scheduling it.
     pub fn emily_array_is_in_flight(array: mlx_array) -> bool;
 
     /// Lets the threads that MLX's CUDA build starts for its streams sleep while there is nothing to do.

@@ -8,6 +8,7 @@
 
 #include "mlx/array.h"
 #include "mlx/c/private/mlx.h"
+#include "mlx/primitives.h"
 #include "mlx/scheduler.h"
 
 namespace {
@@ -100,9 +101,10 @@ class Seen {
 
 } // namespace
 
-extern "C" size_t emily_graph_bytes(const mlx_vector_array outputs, size_t most) {
+extern "C" size_t emily_graph_bytes(const mlx_vector_array outputs, size_t most, bool* has_cpu) {
   using mlx::core::array;
   size_t bytes = 0;
+  *has_cpu = false;
   Seen seen;
   std::vector<const array*> rest;
   const auto visit = [&](const array& node) {
@@ -117,6 +119,7 @@ extern "C" size_t emily_graph_bytes(const mlx_vector_array outputs, size_t most)
     const array& node = *rest.back();
     rest.pop_back();
     bytes += node.nbytes();
+    *has_cpu |= node.has_primitive() && node.primitive().stream().device == mlx::core::Device::cpu;
     for (const auto& input : node.inputs()) {
       visit(input);
     }

@@ -122,6 +122,9 @@ pub(super) fn slice_update_dynamic(build: &Build, attrs: &Axes, inputs: Inputs) 
         let zeros = vec![0; a.rank()];
         return graph.slice_update(a, update, &zeros, update.shape_of(), &vec![1; a.rank()]);
     }
+    if build.is_cuda() && a.dtype_of().size() < 8 {
+        return scatter_part(&graph, a, update, &start, &axes);
+    }
     // SAFETY: the handles are live and the pointer has the length beside it.
     graph.call(|res, s| unsafe {
         mlx_sys::mlx_slice_update_dynamic(
@@ -134,6 +137,29 @@ pub(super) fn slice_update_dynamic(build: &Build, attrs: &Axes, inputs: Inputs) 
             s,
         )
     })
+}
+
+/// Replaces the part that begins at `start` by scattering it: MLX's CUDA kernel for parts writes them as often as
+/// they go into the whole tensor, and takes a kernel more. Scatters are not there for 8 bytes an element.
+fn scatter_part(
+    graph: &Graph,
+    a: &Array,
+    update: &Array,
+    start: &Array,
+    axes: &[i32],
+) -> Result<Array> {
+    let positions: Vec<_> = match axes {
+        [_] => vec![start.clone()],
+        _ => (0..axes.len() as i32)
+            .map(|axis| graph.slice(start, &[axis], &[axis + 1], &[1]))
+            .collect::<Result<_>>()?,
+    };
+    let update = graph.astype(update, a.dtype_of())?;
+    // SAFETY: the handle is live; one axis.
+    let update = graph.call(|res, s| unsafe {
+        mlx_sys::mlx_expand_dims_axes(res, update.as_ptr(), [0].as_ptr(), 1, s)
+    })?;
+    scatter_positions(graph, mlx_sys::mlx_scatter, a, &positions, &update, axes)
 }
 
 /// How far a part can be moved along each axis.

@@ -7,6 +7,7 @@ use crate::build::{Build, Describe};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::op::{Cast, Op, Sharing};
+use crate::place::{is_computed, let_go};
 use crate::tensor::{copy_handle, evaluate};
 use mlx_rs::Array;
 use smallvec::SmallVec;
@@ -136,9 +137,11 @@ impl Machine {
             }
             Role::Condition { state } => {
                 let predicate = truth(build, &outputs[0])?;
+                let made: Vec<_> = state.iter().filter(|array| !is_computed(array)).collect();
                 // Together, once for each iteration, so that the graph stays small.
                 evaluate(OP, state.iter().chain([&predicate]))?;
                 if is_true(&predicate)? {
+                    let_go(made.into_iter(), build)?;
                     // Moved, so that what only the body uses can be overwritten in place.
                     let mut inputs = state;
                     let (_, body, captured) = self.waiting_loop()?;

@@ -4,6 +4,7 @@ use super::check::check_tensors;
 use super::machine::{GoOn, Machine, Progress};
 use super::{wrong, Program, Template, OP};
 use crate::error::Result;
+use crate::place::let_go;
 use crate::reaper;
 use crate::reply::Value;
 use crate::slot::Home;
@@ -78,6 +79,8 @@ impl Program {
             // The run's own handle is the last then.
             tensor.deallocate();
         }
+        let donated = inputs.iter().zip(&arrays).filter(|(input, _)| input.donated);
+        let_go(donated.map(|(_, array)| array), &home.build())?;
         let mode = if self.can_fail { Mode::Wait } else { mode };
         go(Machine::new(self, arrays)?, mode, home, go_on)
     }
