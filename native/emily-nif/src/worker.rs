@@ -17,6 +17,7 @@ use rustler::{Atom, Encoder, Env, MapIterator, Resource, ResourceArc, Term};
 use smallvec::SmallVec;
 use std::borrow::Cow;
 use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
 /// A worker's reference in Elixir. The worker ends, after its queued jobs, when this is collected.
 pub struct WorkerResource(pub Owner);
@@ -159,24 +160,33 @@ fn apply<'a>(env: Env<'a>, worker: Term<'a>, op: Term<'a>, inputs: Term<'a>) -> 
             inputs.iter().map(|input| input.as_ref().map(|tensor| &tensor.0)).collect();
         let tensor = worker.0.build(&op, &tensors)?;
         let collect = should_collect(tensor.byte_size());
-        account_for_time(env);
+        account_for(env, BUILDING);
         let tensor = TensorResource::new(tensor).encode(env);
         Ok(if collect { (atoms::collect(), tensor).encode(env) } else { tensor })
     };
     encode_result(env, build())
 }
 
-/// The BEAM counts a native call as it counts one of its own, which takes a hundredth of the time: a process
-/// that builds operations in a loop would hold its scheduler for milliseconds. So a call counts a hundredth
-/// of a time slice, which is 1 ms. It takes less unless many processes build at the same time.
-fn account_for_time(env: Env) {
-    consume_timeslice(env, 1);
+/// Tells the BEAM that a call took `time`. It would count one of ours as it counts one of its own, which takes
+/// a hundredth of the time: a process that calls in a loop would hold its scheduler for milliseconds.
+fn account_for(env: Env, time: Duration) {
+    // A slice is 1 ms.
+    let percent = time.as_micros().div_ceil(10).clamp(1, 100);
+    consume_timeslice(env, percent as i32);
 }
+
+/// What building an op takes unless many processes build at the same time. To measure it would cost a
+/// twentieth of that.
+const BUILDING: Duration = Duration::from_micros(10);
 
 /// Queues a job: its handle, or what `before` found, or an error. A refused job is told here and now.
 pub fn queue<'a>(env: Env<'a>, tag: Term<'a>, submit: impl FnOnce(Reply) -> Refused) -> Term<'a> {
+    // A worker that sleeps is woken, by a system call of tens of microseconds.
+    let begin = Instant::now();
     let (reply, job) = to_caller(env, tag);
-    match submit(reply) {
+    let submitted = submit(reply);
+    account_for(env, begin.elapsed());
+    match submitted {
         Ok(()) => (atoms::ok(), job).encode(env),
         Err((reply, error)) => {
             reply.forget();
