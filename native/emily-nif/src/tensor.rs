@@ -7,7 +7,7 @@ use emily_core::device::{Device, Property};
 use emily_core::dtype::Dtype;
 use emily_core::error::{Error, Result};
 use emily_core::tensor::{Bytes, Tensor};
-use rustler::{Atom, Binary, Encoder, Env, Resource, ResourceArc, Term};
+use rustler::{Atom, Binary, Encoder, Env, NewBinary, Resource, ResourceArc, Term};
 use std::mem::MaybeUninit;
 
 /// A tensor's reference in Elixir.
@@ -35,9 +35,17 @@ pub struct BytesResource(Bytes);
 #[rustler::resource_impl]
 impl Resource for BytesResource {}
 
+/// Bytes that are copied sooner than they are kept.
+const COPIED: usize = 1 << 12;
+
 impl BytesResource {
-    /// A binary of a tensor's elements, without a copy.
+    /// A binary of a tensor's elements, without a copy where there are many.
     pub fn binary(env: Env, bytes: Bytes) -> Binary {
+        if bytes.len() <= COPIED {
+            let mut copy = NewBinary::new(env, bytes.len());
+            copy.copy_from_slice(&bytes);
+            return copy.into();
+        }
         ResourceArc::new(BytesResource(bytes)).make_binary(env, |resource| &resource.0)
     }
 }
