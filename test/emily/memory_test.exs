@@ -99,6 +99,15 @@ defmodule Emily.MemoryTest do
     eventually(fn -> settled_active() < before + @megabyte end)
   end
 
+  test "a small binary that was read is a copy, and keeps nothing" do
+    before = settled_active()
+    tensors = for _ <- 1..1_000, do: bytes(4_096)
+    binaries = Enum.map(tensors, &Emily.to_binary/1)
+    for tensor <- tensors, do: Native.deallocate(tensor)
+    assert settled_active() - before < 100_000
+    assert Enum.all?(binaries, &(&1 == :binary.copy(<<0>>, 4_096)))
+  end
+
   test "set_limit returns the limit before" do
     for limit <- [:cache, :memory] do
       before = Memory.set_limit(limit, 123 * @megabyte)

@@ -203,6 +203,10 @@ pub(crate) trait Describe {
     fn count(&self) -> usize {
         self.shape_of().iter().map(|&size| size as usize).product()
     }
+    /// Bytes of its elements.
+    fn byte_size(&self) -> usize {
+        self.count() * self.dtype_of().size()
+    }
 }
 
 impl Describe for Array {

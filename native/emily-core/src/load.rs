@@ -110,7 +110,7 @@ fn gguf(path: &CStr, home: &Arc<Home>) -> Result<Loaded> {
     // SAFETY: a live object, a NUL-terminated path and a live stream.
     mlx::check(OP, unsafe { mlx_sys::mlx_load_gguf(&mut file.0, path.as_ptr(), build.stream()) })?;
 
-    let mut arrays = file
+    let arrays = file
         .names(mlx_sys::mlx_io_gguf_get_keys)?
         .into_iter()
         .map(|name| file.array(&name, mlx_sys::mlx_io_gguf_get_array).map(|array| (name, array)))
@@ -118,12 +118,11 @@ fn gguf(path: &CStr, home: &Arc<Home>) -> Result<Loaded> {
     // Elements are read by the loader but partly unpacked lazily, and several outputs of one node
     // must not leave this thread before they are ready.
     evaluate(OP, arrays.iter().map(|(_, array)| array))?;
-    if home.device().is_cuda() {
-        for (_, array) in &mut arrays {
-            *array = placed(array.clone(), home)?;
-        }
-        evaluate(OP, arrays.iter().map(|(_, array)| array))?;
-    }
+    let arrays = arrays
+        .into_iter()
+        .map(|(name, array)| placed(array, home).map(|array| (name, array)))
+        .collect::<Result<Vec<_>>>()?;
+    evaluate(OP, arrays.iter().map(|(_, array)| array))?;
     let metadata = file
         .names(mlx_sys::emily_gguf_metadata_keys)?
         .into_iter()

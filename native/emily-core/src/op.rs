@@ -160,18 +160,18 @@ impl Op {
         if !Device::Gpu.is_cuda() {
             return Ok(None);
         }
-        // SAFETY: the handle holds an array, of MLX's CUDA build.
-        let is_there = |array: &Array| unsafe { mlx_sys::emily_cuda_has(array.as_ptr()) };
-        let any = match build.is_cpu() {
-            true => inputs.iter().flatten().any(|array| is_there(array)),
+        let is_copied = |array: &Array| match build.is_cpu() {
+            // SAFETY: the handle holds an array, of MLX's CUDA build.
+            true => unsafe { mlx_sys::emily_cuda_has(array.as_ptr()) },
             false => self.is_of_host(),
         };
-        if !any {
+        if !inputs.iter().flatten().any(|array| is_copied(array)) {
             return Ok(None);
         }
-        let graph = Graph::new(&build.on_gpu(), self.name());
+        let on_gpu = build.on_gpu();
+        let graph = Graph::new(&on_gpu, self.name());
         let copy = |input: &Option<&Array>| {
-            let copy = |array: &Array| match !build.is_cpu() || is_there(array) {
+            let copy = |array: &Array| match is_copied(array) {
                 true => graph.copy_for_host(array),
                 false => Ok(array.clone()),
             };

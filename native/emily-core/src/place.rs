@@ -46,16 +46,12 @@ pub(crate) fn copy(
 
 /// What an array that the host makes is for workers of `home`: itself, or a copy that is still to be made.
 pub(crate) fn placed(array: Array, home: &Arc<Home>) -> Result<Array> {
-    if !is_for(home.device(), array.dtype_of()) || size(&array) <= LARGE {
+    if !is_for(home.device(), array.dtype_of()) || array.byte_size() <= LARGE {
         return Ok(array);
     }
     let always = Array::from_bool(true);
     // A selection is a new buffer, where MLX's own copy shares the old one.
     Op::Where.build(&home.build(), &[Some(&always), Some(&array), Some(&array)])
-}
-
-fn size(array: &Array) -> usize {
-    array.count() * array.dtype_of().size()
 }
 
 /// Whether an array was computed, or its computation was scheduled.
@@ -68,10 +64,11 @@ pub(crate) fn is_computed(array: &Array) -> bool {
 /// slot. A CUDA stream clears away what an evaluation used a while after its end, and what is asked for before
 /// that is written to a copy. Small arrays are copied sooner than that.
 pub(crate) fn let_go<'a>(arrays: impl Iterator<Item = &'a Array>, build: &Build) -> Result<()> {
-    if !(build.is_cuda() && Device::Gpu.is_present()) {
+    if !build.is_cuda() {
         return Ok(());
     }
-    let large: Vec<_> = arrays.filter(|array| size(array) > LARGE && is_computed(array)).collect();
+    let large: Vec<_> =
+        arrays.filter(|array| array.byte_size() > LARGE && is_computed(array)).collect();
     // SAFETY: the handle holds an array.
     let is_held = |array: &&Array| unsafe { !mlx_sys::emily_array_is_sole_owner(array.as_ptr()) };
     let free = || (!large.iter().any(is_held)).then_some(());

@@ -61,8 +61,7 @@ pub fn start() -> Result<()> {
     STARTED
         .get_or_init(|| {
             let (sender, started) = crossbeam_channel::bounded(1);
-            // The reaper lives as long as the process, so that the send cannot fail.
-            let _ = queue().send(Remains::Start(sender));
+            hand_over(Remains::Start(sender));
             started.recv().expect("the reaper answers")
         })
         .clone()
@@ -140,26 +139,29 @@ fn wait_until_computed(array: &Array) {
     }
 }
 
+fn hand_over(remains: Remains) {
+    // The reaper lives as long as the process, so that the send cannot fail.
+    let _ = queue().send(remains);
+}
+
 /// Frees an array soon.
 pub(crate) fn free(array: Array) {
-    // The reaper lives as long as the process, so that the send cannot fail.
-    let _ = queue().send(Remains::Array(array));
+    hand_over(Remains::Array(array));
 }
 
 /// Frees an array whose computation was scheduled, once it is computed.
 pub(crate) fn free_once_computed(array: Array) {
-    // As above.
-    let _ = queue().send(Remains::Scheduled(array));
+    hand_over(Remains::Scheduled(array));
 }
 
 /// Frees something with arrays inside soon.
 pub(crate) fn release(arrays: impl Send + 'static) {
-    let _ = queue().send(Remains::Arrays(Box::new(arrays)));
+    hand_over(Remains::Arrays(Box::new(arrays)));
 }
 
 /// Joins a thread that is about to end.
 pub(crate) fn join(handle: JoinHandle<()>) {
-    let _ = queue().send(Remains::Thread(handle));
+    hand_over(Remains::Thread(handle));
 }
 
 /// Waits until everything handed over before has been freed or joined.
@@ -169,6 +171,6 @@ pub fn flush() {
         return;
     }
     let (done, flushed) = crossbeam_channel::bounded(1);
-    let _ = queue().send(Remains::Flush(done));
+    hand_over(Remains::Flush(done));
     let _ = flushed.recv();
 }

@@ -8,24 +8,22 @@ use crate::device::Device;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::halt;
-use crate::look;
 use crate::mlx;
 use crate::op::Op;
 use crate::place;
 use crate::reaper;
 use crate::risk::Risks;
-use crate::room::Room;
-use crate::shortage;
-use crate::slot::{self, Home, Slot};
+use crate::slot::{Home, Slot};
 use mlx_rs::Array;
 use parking_lot::RwLock;
 use smallvec::SmallVec;
-use std::ffi::c_uint;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 
 mod bytes;
+mod evaluation;
 pub use bytes::Bytes;
+pub(crate) use evaluation::{evaluate, schedule};
 
 /// What is dropped with at most so many bytes and nodes is freed where it is dropped: that costs less
 /// than handing it to another thread. More goes to the reaper.
@@ -106,7 +104,7 @@ impl Tensor {
 
     /// A tensor of an array whose computation is scheduled on a stream of `home`.
     pub(crate) fn scheduled(array: Array, home: &Arc<Home>) -> Self {
-        let graph = Weight { bytes: array.count() * array.dtype_of().size(), nodes: 1 };
+        let graph = Weight { bytes: array.byte_size(), nodes: 1 };
         let tensor = Self::new(array, Some(home), home.device(), graph, Risks::default());
         tensor.0.scheduled.store(true, Ordering::Release);
         tensor
@@ -465,46 +463,4 @@ pub(crate) fn copy_handle(op: &'static str, array: &Array) -> Result<Array> {
     // SAFETY: the handle is ours alone.
     let copy = unsafe { Array::from_ptr(copy) };
     mlx::check(op, status).map(|()| copy)
-}
-
-/// Computes arrays and waits for them. Only the holder of their slot may.
-pub(crate) fn evaluate<'a>(
-    op: &'static str,
-    arrays: impl IntoIterator<Item = &'a Array> + Clone,
-) -> Result<()> {
-    let outputs = crate::build::Arrays::from_iter(arrays.clone());
-    let size = |array: &Array| array.count() * array.dtype_of().size();
-    let asked = arrays.clone().into_iter().map(size).sum();
-    shortage::retry(op, asked, || {
-        let _gate = slot::evaluating();
-        let room = Room::take(outputs.as_raw());
-        // MLX lets the thread sleep until the card's interrupt wakes it, which comes long after the end of
-        // many small kernels.
-        let ends_soon = Device::Gpu.is_cuda() && room.is_small_and_of_gpu();
-        if let Some(_turn) = ends_soon.then(look::Turn::take).flatten() {
-            let limit = look::time().as_micros() as c_uint;
-            // SAFETY: a live vector of arrays whose slot the caller holds.
-            return mlx::check(op, unsafe { mlx_sys::emily_eval_awake(outputs.as_raw(), limit) });
-        }
-        // SAFETY: as above.
-        mlx::check(op, unsafe { mlx_sys::mlx_eval(outputs.as_raw()) })
-    })?;
-    for array in arrays {
-        // What was scheduled before has an event, which has to go before other threads use the array.
-        // SAFETY: the array is live and scheduled.
-        mlx::check(op, unsafe { mlx_sys::_mlx_array_wait(array.as_ptr()) })?;
-    }
-    Ok(())
-}
-
-/// Has arrays computed, without waiting. Only the holder of their slot may.
-pub(crate) fn schedule<'a>(
-    op: &'static str,
-    arrays: impl IntoIterator<Item = &'a Array>,
-) -> Result<()> {
-    let outputs = crate::build::Arrays::from_iter(arrays);
-    let _gate = slot::scheduling();
-    let _room = Room::take(outputs.as_raw());
-    // SAFETY: a live vector of arrays whose slot the caller holds.
-    mlx::check(op, unsafe { mlx_sys::mlx_async_eval(outputs.as_raw()) })
 }

@@ -3,12 +3,12 @@
 use crate::atoms;
 use crate::error::{encode_result, wrong};
 use crate::tensor::{self, decode_input, TensorResource};
-use crate::worker::{self, elsewhere, proper, queue};
+use crate::worker::{self, elsewhere, queue};
 use emily_core::error::Result;
 use emily_core::program::{can_fuse, Input, Mode, Program, Run, Step, Template};
 use emily_core::tensor::Tensor;
 use rustler::types::tuple::get_tuple;
-use rustler::{Atom, Encoder, Env, ListIterator, Resource, ResourceArc, Term};
+use rustler::{Atom, Encoder, Env, Resource, ResourceArc, Term};
 use std::sync::Arc;
 
 const OP: &str = "Program";
@@ -157,9 +157,7 @@ fn decode_list<'a, T>(
     term: Term<'a>,
     decode: impl FnMut(Term<'a>) -> Result<T>,
 ) -> Result<Vec<T>> {
-    let wrong = || wrong(OP, what, "a list", term);
-    let list: ListIterator = proper(term).and_then(|term| term.decode().ok()).ok_or_else(wrong)?;
-    list.map(decode).collect()
+    worker::decode_list(OP, what, term, decode)
 }
 
 fn decode_tensor(term: Term) -> Result<TensorRef> {

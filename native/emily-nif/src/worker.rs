@@ -45,16 +45,26 @@ pub fn decode(term: Term) -> Result<ResourceArc<WorkerResource>> {
 }
 
 fn decode_inputs(op: &'static str, term: Term) -> Result<Inputs> {
-    let mut inputs = Inputs::new();
+    decode_list(op, "inputs", term, |input| decode_input(op, input))
+}
+
+/// Decodes the elements of a list. Rustler's iterator panics at the end of an improper one.
+pub fn decode_list<'a, T, C: Default + Extend<T>>(
+    op: &'static str,
+    what: &'static str,
+    term: Term<'a>,
+    mut decode: impl FnMut(Term<'a>) -> Result<T>,
+) -> Result<C> {
+    let mut elements = C::default();
     let mut rest = term;
-    while let Ok((input, tail)) = rest.list_get_cell() {
-        inputs.push(decode_input(op, input)?);
+    while let Ok((element, tail)) = rest.list_get_cell() {
+        elements.extend([decode(element)?]);
         rest = tail;
     }
     if rest.is_empty_list() {
-        Ok(inputs)
+        Ok(elements)
     } else {
-        Err(wrong(op, "inputs", "a list of tensor references", term))
+        Err(wrong(op, what, "a list", term))
     }
 }
 
@@ -179,7 +189,7 @@ fn account_for(env: Env, time: Duration) {
 /// twentieth of that.
 const BUILDING: Duration = Duration::from_micros(10);
 
-/// Queues a job: its handle, or what `before` found, or an error. A refused job is told here and now.
+/// Queues a job: its handle, or an error where it is refused.
 pub fn queue<'a>(env: Env<'a>, tag: Term<'a>, submit: impl FnOnce(Reply) -> Refused) -> Term<'a> {
     // A worker that sleeps is woken, by a system call of tens of microseconds.
     let begin = Instant::now();
