@@ -12,6 +12,7 @@ use crate::mlx;
 use crate::op::Op;
 use crate::place;
 use crate::reaper;
+use crate::retired;
 use crate::risk::Risks;
 use crate::slot::{Home, Slot};
 use mlx_rs::Array;
@@ -237,6 +238,14 @@ impl Tensor {
             Weight { bytes: self.byte_size(), nodes: 0 }
         } else {
             self.0.graph
+        }
+    }
+
+    /// Drops it on a thread that collects garbage, and so drops many: where it has nobody else and freeing it is
+    /// not handed over anyway, it is freed a little later.
+    pub fn retire(self) {
+        if Arc::strong_count(&self.0) == 1 && self.weight().is_light() {
+            retired::push(self);
         }
     }
 

@@ -20,7 +20,13 @@ pub struct TensorResource(pub Tensor, #[allow(dead_code)] Ballast);
 type Ballast = MaybeUninit<[usize; 16]>;
 
 #[rustler::resource_impl]
-impl Resource for TensorResource {}
+impl Resource for TensorResource {
+    const IMPLEMENTS_DESTRUCTOR: bool = true;
+
+    fn destructor(self, _env: Env) {
+        self.0.retire();
+    }
+}
 
 impl TensorResource {
     /// The reference of a tensor.
