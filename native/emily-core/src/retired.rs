@@ -172,16 +172,6 @@ mod tests {
     }
 
     #[test]
-    fn what_another_refers_to_is_not_kept() {
-        let (_turn, worker) = watched_by_the_test();
-        let tensor = tensor(&worker);
-        tensor.clone().retire();
-        assert_eq!(listed(), 0);
-        drop(tensor);
-        assert_eq!(worker.home().bytes(), 0);
-    }
-
-    #[test]
     fn the_list_of_a_thread_that_frees_is_left_to_it() {
         let (_turn, worker) = watched_by_the_test();
         retire(9, &worker);

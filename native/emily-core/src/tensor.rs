@@ -241,12 +241,14 @@ impl Tensor {
         }
     }
 
-    /// Drops it on a thread that collects garbage, and so drops many: where it has nobody else and freeing it is
-    /// not handed over anyway, it is freed a little later.
+    /// Whether freeing it takes little. What is light stays so.
+    pub fn is_light(&self) -> bool {
+        self.weight().is_light()
+    }
+
+    /// Drops a light one a little later, for a thread that collects garbage and so drops many.
     pub fn retire(self) {
-        if Arc::strong_count(&self.0) == 1 && self.weight().is_light() {
-            retired::push(self);
-        }
+        retired::push(self);
     }
 
     /// Whether it is evaluated.
