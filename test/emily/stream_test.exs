@@ -194,6 +194,14 @@ defmodule Emily.StreamTest do
       assert read(stream.worker, sum) == {@f32, [1], [3.0]}
     end
 
+    test "frees what is collected, though nobody asks it for anything any more" do
+      stream = Stream.new(Emily.TestDevice.device())
+      one = tensor([1.0], @f32)
+      for _ <- 1..100, do: Native.eval(stream.worker, Native.add(stream.worker, one, one))
+      :erlang.garbage_collect()
+      eventually(fn -> Stream.info(stream).bytes == 0 end)
+    end
+
     test "refuses what is no stream" do
       for other <- [nil, :cpu, make_ref(), %{worker: make_ref()}, %Stream{worker: :w}, self()] do
         error = assert_raise ArgumentError, fn -> Stream.with_stream(other, fn -> 1 end) end

@@ -24,6 +24,7 @@ pub mod program;
 pub mod queue;
 pub mod reaper;
 pub mod reply;
+pub mod retired;
 mod risk;
 mod room;
 mod shortage;

@@ -7,13 +7,14 @@ use crate::error::Result;
 use crate::halt;
 use crate::mlx;
 use crate::op::{Fill, Op};
+use crate::retired;
 use crate::slot::Lease;
 use crate::tensor::{evaluate, wait_for};
-use crossbeam_channel::{unbounded, Receiver, Sender};
+use crossbeam_channel::{unbounded, Receiver, RecvTimeoutError, Sender};
 use mlx_rs::Array;
 use std::sync::OnceLock;
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// What is to be ended.
 enum Remains {
@@ -22,6 +23,8 @@ enum Remains {
     Scheduled(Array),
     /// Something with arrays inside.
     Arrays(Box<dyn Send>),
+    /// Not an end: look at what is retired, when its threads have had their time.
+    Watch,
     /// A thread that has done its last work.
     Thread(JoinHandle<()>),
     /// Not an end: MLX is prepared on this thread.
@@ -98,12 +101,26 @@ fn prepare() -> Result<()> {
 }
 
 fn reap(remains: &Receiver<Remains>) {
-    while let Ok(first) = remains.recv() {
-        end(first);
-        while let Ok(next) = remains.try_recv() {
-            end(next);
+    let soon = || Instant::now() + retired::IDLE;
+    let mut look_at: Option<Instant> = None;
+    loop {
+        let first = match look_at {
+            Some(at) if at <= Instant::now() => Err(RecvTimeoutError::Timeout),
+            Some(at) => remains.recv_deadline(at),
+            None => remains.recv().map_err(|_| RecvTimeoutError::Disconnected),
+        };
+        match first {
+            Ok(first) => {
+                end(first);
+                while let Ok(next) = remains.try_recv() {
+                    end(next);
+                }
+                look_at = look_at.or_else(|| retired::is_watched().then(soon));
+                thread::sleep(GATHER);
+            }
+            Err(RecvTimeoutError::Timeout) => look_at = retired::free_untouched().then(soon),
+            Err(RecvTimeoutError::Disconnected) => return,
         }
-        thread::sleep(GATHER);
     }
 }
 
@@ -120,6 +137,8 @@ fn end(remains: Remains) {
             // A panic of a worker's thread was reported by its jobs.
             let _ = handle.join();
         }
+        // The loop looks when it has gathered.
+        Remains::Watch => {}
         Remains::Start(done) => {
             let _ = done.send(prepare());
         }
@@ -149,13 +168,19 @@ pub(crate) fn release(arrays: impl Send + 'static) {
     hand_over(Remains::Arrays(Box::new(arrays)));
 }
 
+/// Has the lists of retired tensors looked at from now on.
+pub(crate) fn watch_retired() {
+    hand_over(Remains::Watch);
+}
+
 /// Joins a thread that is about to end.
 pub(crate) fn join(handle: JoinHandle<()>) {
     hand_over(Remains::Thread(handle));
 }
 
-/// Waits until everything handed over before has been freed or joined.
+/// Waits until everything handed over before, and what is retired, has been freed or joined.
 pub fn flush() {
+    retired::free_all();
     // The reaper itself has nothing to wait for.
     if thread::current().name() == Some(NAME) {
         return;

@@ -12,6 +12,7 @@ use crate::mlx;
 use crate::op::Op;
 use crate::place;
 use crate::reaper;
+use crate::retired;
 use crate::risk::Risks;
 use crate::slot::{self, Home, Slot};
 use mlx_rs::Array;
@@ -26,7 +27,7 @@ mod flight;
 pub use bytes::Bytes;
 pub(crate) use evaluation::{evaluate, schedule};
 pub(crate) use flight::wait_for;
-use flight::{is_in_flight, is_shared};
+use flight::{free, is_in_flight, is_shared};
 
 /// What is dropped with at most so many bytes and nodes is freed where it is dropped: that costs less
 /// than handing it to another thread. More goes to the reaper.
@@ -258,6 +259,16 @@ impl Tensor {
         self.0.scheduled.load(Ordering::Acquire)
     }
 
+    /// Whether freeing it takes little. What is light stays so.
+    pub fn is_light(&self) -> bool {
+        self.weight().is_light()
+    }
+
+    /// Drops a light one a little later, for a thread that collects garbage and so drops many.
+    pub fn retire(self) {
+        retired::push(self);
+    }
+
     /// Whether it is evaluated.
     pub fn is_ready(&self) -> bool {
         self.0.ready.load(Ordering::Acquire)
@@ -443,15 +454,6 @@ impl Drop for Inner {
         } else {
             halt::free(array);
         }
-    }
-}
-
-/// Frees here or on the reaper's thread, never long on a scheduler that collects garbage.
-fn free(array: Array, weight: Weight) {
-    if weight.is_light() {
-        halt::free(array);
-    } else {
-        reaper::free(array);
     }
 }
 

@@ -11,7 +11,10 @@ use rustler::{Atom, Binary, Encoder, Env, NewBinary, Resource, ResourceArc, Term
 use std::mem::MaybeUninit;
 
 /// A tensor's reference in Elixir.
-pub struct TensorResource(pub Tensor, #[allow(dead_code)] Ballast);
+pub struct TensorResource(pub Tensor, IsLight, #[allow(dead_code)] Ballast);
+
+/// Whether its tensor is light, kept here because that of one which is collected has left the caches.
+type IsLight = bool;
 
 /// Makes the BEAM count about as much for a reference as MLX keeps for its tensor. A process collects its
 /// garbage when what its heap refers to adds up to some hundred kilobytes: with references of a few words
@@ -20,12 +23,21 @@ pub struct TensorResource(pub Tensor, #[allow(dead_code)] Ballast);
 type Ballast = MaybeUninit<[usize; 16]>;
 
 #[rustler::resource_impl]
-impl Resource for TensorResource {}
+impl Resource for TensorResource {
+    const IMPLEMENTS_DESTRUCTOR: bool = true;
+
+    fn destructor(self, _env: Env) {
+        if self.1 || self.0.is_light() {
+            self.0.retire();
+        }
+    }
+}
 
 impl TensorResource {
     /// The reference of a tensor.
     pub fn new(tensor: Tensor) -> ResourceArc<Self> {
-        ResourceArc::new(TensorResource(tensor, Ballast::uninit()))
+        let is_light = tensor.is_light();
+        ResourceArc::new(TensorResource(tensor, is_light, Ballast::uninit()))
     }
 }
 

@@ -9,6 +9,7 @@ use emily_core::error::{Error, Result};
 use emily_core::memory::should_collect;
 use emily_core::op::Op;
 use emily_core::reply::Reply;
+use emily_core::retired::free_some;
 use emily_core::tensor::Tensor;
 use emily_core::worker::{make_ready as queue_make_ready, Owner, Refused, Worker};
 use heck::ToSnakeCase;
@@ -159,6 +160,7 @@ pub fn elsewhere<'a, 'i>(
 /// `{:elsewhere, tensors}` or an error.
 #[rustler::nif]
 fn apply<'a>(env: Env<'a>, worker: Term<'a>, op: Term<'a>, inputs: Term<'a>) -> Term<'a> {
+    let freed = free_some();
     let build = || {
         let worker = decode(worker)?;
         let op = decode_op(op)?;
@@ -170,7 +172,7 @@ fn apply<'a>(env: Env<'a>, worker: Term<'a>, op: Term<'a>, inputs: Term<'a>) -> 
             inputs.iter().map(|input| input.as_ref().map(|tensor| &tensor.0)).collect();
         let tensor = worker.0.build(&op, &tensors)?;
         let collect = should_collect(tensor.byte_size());
-        account_for(env, BUILDING);
+        account_for(env, BUILDING + FREEING * freed as u32);
         let tensor = TensorResource::new(tensor).encode(env);
         Ok(if collect { (atoms::collect(), tensor).encode(env) } else { tensor })
     };
@@ -188,6 +190,9 @@ fn account_for(env: Env, time: Duration) {
 /// What building an op takes unless many processes build at the same time. To measure it would cost a
 /// twentieth of that.
 const BUILDING: Duration = Duration::from_micros(10);
+
+/// What freeing a tensor takes that has left the caches.
+const FREEING: Duration = Duration::from_micros(5);
 
 /// Queues a job: `{:ok, handle}`, or an error where it is refused.
 pub fn queue<'a>(env: Env<'a>, tag: Term<'a>, submit: impl FnOnce(Reply) -> Refused) -> Term<'a> {
