@@ -3,13 +3,15 @@
 #     mix run bench/gpu.exs [decode|matmul|soak] [--rounds 5] [--seconds 1] [--layers 24] [--size 2048] [--soak 60] [--device gpu]
 #
 # A step is decode-like: x = x + tanh(x w) for every layer, in bf16, for one row; an Elixir process for each
-# stream builds and evaluates it (eager), or calls a defn that Emily.Compiler has compiled (native, fuse).
+# stream builds and evaluates it (eager), builds it while the one before it is computed (ahead), or calls a defn
+# that Emily.Compiler has compiled (native, fuse).
 # The rival is plain Rust threads (native/emily-core/examples/streams.rs, built with
 # `cargo build --release --package emily-core --example streams`, or EMILY_RIVAL names it).
 # The product's rival is Python's MLX on the same card, where PYTHON_MLX names a python3 that imports it.
 
 defmodule Bench.Gpu do
   alias Emily.Native
+  alias Emily.Native.Call
 
   @bf16 {:bf, 16}
   @counts [1, 2, 4, 8]
@@ -51,13 +53,13 @@ defmodule Bench.Gpu do
   def decode(o) do
     stream = Emily.Stream.new(o.device)
     {x, weights} = inputs(stream.worker, o)
-    lanes = [eager: &step/3] ++ compiled(x, weights)
+    lanes = [eager: &step/4, ahead: &ahead/4] ++ compiled(x, weights)
 
     lanes =
       for {lane, step} <- lanes, do: {lane, step, chain(stream, x, weights, step)}
 
     # What is fused rounds less often, so that its bits are its own.
-    [expected, expected, _fused] = for {_, _, alone} <- lanes, do: alone
+    [expected, expected, expected, _fused] = for {_, _, alone} <- lanes, do: alone
 
     runs =
       for _ <- 1..o.rounds, count <- [:default | @counts] do
@@ -66,7 +68,8 @@ defmodule Bench.Gpu do
             {{lane, count}, streams(count, x, weights, step, alone, o)}
           end
 
-        ours ++ if(is_integer(count), do: rival(count, o), else: [])
+        rivals = if is_integer(count), do: [rust: [], rust_ahead: ["ahead"]], else: []
+        ours ++ Enum.flat_map(rivals, fn {name, way} -> rival(name, way, count, o) end)
       end
 
     runs = runs |> Enum.concat() |> Enum.group_by(&elem(&1, 0), &elem(&1, 1))
@@ -107,14 +110,26 @@ defmodule Bench.Gpu do
     {x, weights}
   end
 
-  defp step(w, x, weights) do
-    y =
-      Enum.reduce(weights, x, fn m, x ->
-        Native.add(w, x, Native.tanh(w, Native.matmul(w, x, m)))
-      end)
-
+  # A step gets the one before it, which may still have to be waited for.
+  defp step(w, x, weights, _before) do
+    y = build(w, x, weights)
     Native.eval(w, y)
     y
+  end
+
+  # The step before is scheduled and computed while this one is built, and has been read, so to say, when this one
+  # is queued.
+  defp ahead(w, x, weights, before) do
+    y = build(w, x, weights)
+    if before, do: Native.eval(w, before)
+    Call.async_eval(w, [y])
+    y
+  end
+
+  defp build(w, x, weights) do
+    Enum.reduce(weights, x, fn m, x ->
+      Native.add(w, x, Native.tanh(w, Native.matmul(w, x, m)))
+    end)
   end
 
   # The same as a defn. What is fused rounds less often, so that its bits are its own.
@@ -136,34 +151,42 @@ defmodule Bench.Gpu do
     for {name, fuse} <- [native: false, fuse: true] do
       opts = [compiler: Emily.Compiler, native_fallback: :raise, fuse: fuse]
       step = Nx.Defn.compile(body, Tuple.to_list(templates), opts)
-      {name, fn _w, x, _weights -> step.(tensor.(x), weights).data.ref end}
+      {name, fn _w, x, _weights, _before -> step.(tensor.(x), weights).data.ref end}
     end
   end
 
   defp chain(stream, x, weights, step) do
     Emily.Stream.with_stream(stream, fn ->
       w = stream.worker
-      Native.to_binary(w, Enum.reduce(1..21, x, fn _, x -> step.(w, x, weights) end))
+
+      {last, _} =
+        Enum.reduce(1..21, {x, nil}, fn _, {x, before} ->
+          y = step.(w, x, weights, before)
+          {y, y}
+        end)
+
+      Native.to_binary(w, last)
     end)
   end
 
   # Steps per second and the time of each, once the stream is warm.
   defp steps(w, x, weights, step, o) do
-    for _ <- 1..50, do: step.(w, x, weights)
+    step = fn before -> step.(w, x, weights, before) end
+    warm = Enum.reduce(1..50, nil, fn _, before -> step.(before) end)
     begin = System.monotonic_time()
     stop = begin + System.convert_time_unit(o.seconds, :second, :native)
-    times = until(stop, fn -> step.(w, x, weights) end, [])
+    times = until(stop, step, warm, [])
     {length(times) / seconds(System.monotonic_time() - begin), times}
   end
 
-  defp until(stop, step, times) do
+  defp until(stop, step, before, times) do
     start = System.monotonic_time()
 
     if start >= stop do
       times
     else
-      step.()
-      until(stop, step, [System.monotonic_time() - start | times])
+      last = step.(before)
+      until(stop, step, last, [System.monotonic_time() - start | times])
     end
   end
 
@@ -183,7 +206,11 @@ defmodule Bench.Gpu do
       end
 
       ratios =
-        for {name, to} <- [{"rust", {:rust, count}}, {"one stream", {lane, 1}}],
+        for {name, to} <- [
+              {"rust", {:rust, count}},
+              {"rust ahead", {:rust_ahead, count}},
+              {"one stream", {lane, 1}}
+            ],
             to != key and is_map_key(runs, to),
             do: ", #{number(ratio.(to))} of #{name}"
 
@@ -202,15 +229,15 @@ defmodule Bench.Gpu do
 
   defp seconds(native), do: System.convert_time_unit(native, :native, :nanosecond) / 1.0e9
 
-  defp rival(count, o) do
+  defp rival(name, way, count, o) do
     path = System.get_env("EMILY_RIVAL", "target/release/examples/streams")
 
     if File.exists?(path) do
-      args = Enum.map([o.seconds, o.layers, o.size, count], &to_string/1)
+      args = Enum.map([o.seconds, o.layers, o.size, count], &to_string/1) ++ way
       {text, 0} = System.cmd(Path.expand(path), args, stderr_to_stdout: true)
       [_ | numbers] = Regex.run(~r"([0-9]+) steps/s, p50 ([0-9.]+) ms, p99 ([0-9.]+) ms", text)
       [rate, p50, p99] = for text <- numbers, do: text |> Float.parse() |> elem(0)
-      [{{:rust, count}, %{rate: rate, p50: p50, p99: p99, slowest: rate / count}}]
+      [{{name, count}, %{rate: rate, p50: p50, p99: p99, slowest: rate / count}}]
     else
       IO.puts("left out: the Rust rival (#{path} is not built)")
       []

@@ -86,11 +86,11 @@ defmodule Emily do
   end
 
   @doc """
-  Has tensors computed and returns once that is scheduled, so that the caller can prepare what comes
-  next meanwhile. Whoever reads one of them waits.
+  Has tensors computed and does not wait for it, so that the caller can prepare what comes next meanwhile.
+  Whoever reads one of them waits, and is told where there was no memory for it.
 
-  What can fail while it is computed, such as the inverse of a matrix, is waited for. Emits the span
-  `[:emily, :async_eval]`.
+  What can fail while it is computed, such as the inverse of a matrix, is waited for. Where other work waits
+  for the stream, this waits for that. Emits the span `[:emily, :async_eval]`.
   """
   @spec async_eval([tensor]) :: :ok
   def async_eval(tensors) when is_list(tensors) do

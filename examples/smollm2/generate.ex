@@ -43,43 +43,57 @@ defmodule SmolLM2.Generate do
     numbers = for id <- prompt, into: "", do: <<id::unsigned-32-native>>
     ids = Emily.from_binary(numbers, [length(prompt)], {:u, 32})
 
-    {first_ms, {id, next, cache}} = timed(fn -> step(w, model, ids, nil) end)
+    start = System.monotonic_time()
+    {token, cache} = Model.next_token(w, model, ids, nil)
+    id = read(w, token)
+    first_ms = since(start)
     options.on_prompt_read.()
-    {ids, token_ms} = continue(w, model, {id, next, cache}, options, {[], []})
+
+    start = System.monotonic_time()
+    next = if options.tokens > 1, do: Model.next_token(w, model, token, cache)
+    {ids, token_ms} = continue(w, model, {id, next, start}, options, {[], []})
     %{ids: ids, first_ms: first_ms, token_ms: token_ms}
   end
 
-  defp continue(w, model, {id, next, cache}, options, {ids, times}) do
+  # With a token comes the step after it, built before the token was read and not queued yet. So the device has
+  # work while this process builds, and computes nothing that an answer's end makes needless.
+  defp continue(w, model, {id, next, start}, options, {ids, times}) do
     if id in options.stop do
       {Enum.reverse(ids), Enum.reverse(times)}
     else
+      if next, do: queue(next)
       options.on_token.(id)
       ids = [id | ids]
 
-      if length(ids) == options.tokens do
-        {Enum.reverse(ids), Enum.reverse(times)}
+      if next do
+        {token, cache} = next
+        last? = length(ids) + 1 == options.tokens
+        after_next = if not last?, do: Model.next_token(w, model, token, cache)
+        id = read(w, token)
+        state = {id, after_next, System.monotonic_time()}
+        continue(w, model, state, options, {ids, [since(start) | times]})
       else
-        {ms, state} = timed(fn -> step(w, model, next, cache) end)
-
-        # The BEAM sees a reference of some words where a tensor of the last step's cache is held, and
-        # would not collect it for long. This takes 0.1 ms.
-        :erlang.garbage_collect()
-        continue(w, model, state, options, {ids, [ms | times]})
+        {Enum.reverse(ids), Enum.reverse(times)}
       end
     end
   end
 
-  # Four bytes come back from the device; the next step starts from the tensor that stays there.
-  defp step(w, model, ids, cache) do
-    {next, cache} = Model.next_token(w, model, ids, cache)
-    <<id::unsigned-32-native>> = Native.to_binary(w, next)
-    {id, next, cache}
+  defp queue({token, _cache}) do
+    :ok = Emily.async_eval([token])
+
+    # The BEAM sees a reference of some words where a tensor of an older cache is held, and would not collect
+    # it for long. This takes 0.1 ms, in which the device computes.
+    :erlang.garbage_collect()
   end
 
-  defp timed(fun) do
-    start = System.monotonic_time()
-    result = fun.()
+  # Four bytes come back from the device.
+  defp read(w, token) do
+    <<id::unsigned-32-native>> = Native.to_binary(w, token)
+    id
+  end
+
+  defp since(start) do
     elapsed = System.monotonic_time() - start
-    {System.convert_time_unit(elapsed, :native, :nanosecond) / 1.0e6, result}
+    System.convert_time_unit(elapsed, :native, :nanosecond) / 1.0e6
   end
 end

@@ -54,6 +54,36 @@ defmodule Emily.MemoryTest do
     assert Native.ready?(lazy)
   end
 
+  for {name, how} <- [eval: :eval, async_eval: :async_eval, read: :to_binary] do
+    test "what was built on the way is given up by #{name}, with no garbage collected otherwise" do
+      test = self()
+
+      # In a process whose heap is too large to be collected.
+      :erlang.spawn_opt(
+        fn ->
+          worker = Stream.new(Emily.TestDevice.device()).worker
+          x = Native.zeros(worker, [div(@megabyte, 4)], {:f, 32})
+          Native.eval(worker, x)
+          before = Memory.stats().active
+          y = Enum.reduce(1..40, x, fn _, y -> Native.negative(worker, y) end)
+          compute(unquote(how), worker, y)
+          # The worker has done what it was asked for.
+          Native.eval(worker, y)
+          Nif.flush()
+          send(test, {:grown, Memory.stats().active - before})
+        end,
+        [:link, min_heap_size: 10_000_000]
+      )
+
+      assert_receive {:grown, grown}, 60_000
+      assert grown < 4 * @megabyte
+    end
+  end
+
+  defp compute(:eval, worker, y), do: Native.eval(worker, y)
+  defp compute(:to_binary, worker, y), do: Native.to_binary(worker, y)
+  defp compute(:async_eval, worker, y), do: Native.Call.async_eval(worker, [y])
+
   test "reset_peak begins a new peak" do
     tensor = bytes(10 * @megabyte)
     Native.deallocate(tensor)

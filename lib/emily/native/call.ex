@@ -66,7 +66,9 @@ defmodule Emily.Native.Call do
       :ok ->
         :ok
 
-      {:ok, job} ->
+      {queued, job} when queued in [:ok, :collect] ->
+        tidy(queued)
+
         receive do
           {^tag, :ok} -> :ok
           {^tag, {:error, reason}} -> raise_error(reason)
@@ -83,13 +85,22 @@ defmodule Emily.Native.Call do
     end
   end
 
-  @doc "Has tensors computed and does not wait for it; they stay lazy until somebody waits."
+  @doc """
+  Has tensors computed and does not wait for it; they stay lazy until somebody waits.
+
+  Where other jobs wait, it waits until the tensors are scheduled: a caller in a loop does not fill the queue.
+  """
   @spec async_eval(reference, [reference]) :: :ok
   def async_eval(worker, tensors) do
     tag = make_ref()
 
     case Nif.async_eval(worker, tensors, tag) do
-      {:ok, job} ->
+      queued when queued in [:ok, :collect] ->
+        tidy(queued)
+
+      {queued, job} when queued in [:ok, :collect] ->
+        tidy(queued)
+
         receive do
           {^tag, :ok} -> :ok
           {^tag, {:error, reason}} -> raise_error(reason)
@@ -281,7 +292,9 @@ defmodule Emily.Native.Call do
     tag = make_ref()
 
     case Nif.read(worker, tensor, tag) do
-      {:ok, job} ->
+      {queued, job} when queued in [:ok, :collect] ->
+        tidy(queued)
+
         receive do
           {^tag, {:ok, bytes}} -> bytes
           {^tag, {:error, reason}} -> raise_error(reason)
@@ -296,6 +309,15 @@ defmodule Emily.Native.Call do
       {:error, reason} ->
         raise_error(reason)
     end
+  end
+
+  # This process may be the only one that still refers to what was built on the way to a result. Some
+  # microseconds after the worker has begun it is not any more, and MLX uses those buffers again.
+  defp tidy(:ok), do: :ok
+
+  defp tidy(:collect) do
+    :erlang.garbage_collect(self(), type: :minor)
+    :ok
   end
 
   defp make_ready(worker, tensors), do: Enum.each(tensors, &make_one_ready(worker, &1))

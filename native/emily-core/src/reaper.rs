@@ -9,7 +9,7 @@ use crate::mlx;
 use crate::op::{Fill, Op};
 use crate::retired;
 use crate::slot::Lease;
-use crate::tensor::evaluate;
+use crate::tensor::{evaluate, wait_for};
 use crossbeam_channel::{unbounded, Receiver, RecvTimeoutError, Sender};
 use mlx_rs::Array;
 use std::sync::OnceLock;
@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 /// What is to be ended.
 enum Remains {
     Array(Array),
-    /// What a stream may still write to.
+    /// What a stream may still write to, or the graph of a lazy array that holds such.
     Scheduled(Array),
     /// Something with arrays inside.
     Arrays(Box<dyn Send>),
@@ -128,7 +128,8 @@ fn end(remains: Remains) {
     match remains {
         Remains::Array(array) => halt::free(array),
         Remains::Scheduled(array) => {
-            wait_until_computed(&array);
+            // A buffer that is freed is somebody else's next: what a stream still writes to it has to be written.
+            wait_for(&array);
             halt::free(array);
         }
         Remains::Arrays(arrays) => halt::free(arrays),
@@ -147,17 +148,6 @@ fn end(remains: Remains) {
     }
 }
 
-/// A buffer that is freed is somebody else's next: what a stream still writes to it has to be written.
-fn wait_until_computed(array: &Array) {
-    // SAFETY: the handle holds an array, and is the last one where it is in flight.
-    unsafe {
-        if mlx_sys::emily_array_is_in_flight(array.as_ptr()) {
-            // Its failure has nobody to be told.
-            mlx_sys::_mlx_array_wait(array.as_ptr());
-        }
-    }
-}
-
 fn hand_over(remains: Remains) {
     // The reaper lives as long as the process, so that the send cannot fail.
     let _ = queue().send(remains);
@@ -168,7 +158,7 @@ pub(crate) fn free(array: Array) {
     hand_over(Remains::Array(array));
 }
 
-/// Frees an array whose computation was scheduled, once it is computed.
+/// Frees an array once what was scheduled of it and of its graph is computed.
 pub(crate) fn free_once_computed(array: Array) {
     hand_over(Remains::Scheduled(array));
 }

@@ -31,6 +31,16 @@ pub trait Recipient: Send {
     fn deliver(self: Box<Self>, answer: Result<Value>);
 }
 
+struct Nobody;
+
+impl Recipient for Nobody {
+    fn is_waiting(&self) -> bool {
+        true
+    }
+
+    fn deliver(self: Box<Self>, _answer: Result<Value>) {}
+}
+
 /// An answer that is owed. Dropped unsent, it answers [`Error::Stopped`], so that no caller waits
 /// for ever.
 pub struct Reply(Option<Box<dyn Recipient>>);
@@ -39,6 +49,11 @@ impl Reply {
     /// An answer owed to a recipient.
     pub fn to(recipient: impl Recipient + 'static) -> Self {
         Reply(Some(Box::new(recipient)))
+    }
+
+    /// The answer to work that is done although nobody waits for it.
+    pub fn to_nobody() -> Self {
+        Self::to(Nobody)
     }
 
     /// Whether anybody waits for the answer.

@@ -14,7 +14,7 @@ use crate::place;
 use crate::reaper;
 use crate::retired;
 use crate::risk::Risks;
-use crate::slot::{Home, Slot};
+use crate::slot::{self, Home, Slot};
 use mlx_rs::Array;
 use parking_lot::RwLock;
 use smallvec::SmallVec;
@@ -23,12 +23,18 @@ use std::sync::Arc;
 
 mod bytes;
 mod evaluation;
+mod flight;
 pub use bytes::Bytes;
 pub(crate) use evaluation::{evaluate, schedule};
+pub(crate) use flight::wait_for;
+use flight::{free, is_in_flight, is_shared};
 
 /// What is dropped with at most so many bytes and nodes is freed where it is dropped: that costs less
 /// than handing it to another thread. More goes to the reaper.
 const FREED_IN_PLACE: Weight = Weight { bytes: 1 << 16, nodes: 32 };
+
+/// Nodes of a graph for which a collection of garbage, some microseconds, is worth it.
+const MUCH: usize = 32;
 
 /// The most that freeing a tensor can free: the graph of a lazy one, and the buffers that it keeps.
 #[derive(Clone, Copy)]
@@ -59,7 +65,7 @@ struct Inner {
     /// Where it was made, and where it is evaluated while it is lazy. One made from bytes has none.
     home: Option<Arc<Home>>,
     ready: AtomicBool,
-    /// Whether its computation was scheduled and not waited for.
+    /// Whether somebody has asked for its computation and does not wait for it.
     scheduled: AtomicBool,
     /// Of the graph that it was built with.
     graph: Weight,
@@ -107,7 +113,7 @@ impl Tensor {
     pub(crate) fn scheduled(array: Array, home: &Arc<Home>) -> Self {
         let graph = Weight { bytes: array.byte_size(), nodes: 1 };
         let tensor = Self::new(array, Some(home), home.device(), graph, Risks::default());
-        tensor.0.scheduled.store(true, Ordering::Release);
+        tensor.mark_scheduled();
         tensor
     }
 
@@ -236,9 +242,21 @@ impl Tensor {
     fn weight(&self) -> Weight {
         if self.is_ready() {
             Weight { bytes: self.byte_size(), nodes: 0 }
+        } else if self.is_scheduled() {
+            // The graph behind it goes when it is scheduled.
+            Weight { bytes: self.byte_size(), nodes: 1 }
         } else {
             self.0.graph
         }
+    }
+
+    /// Notes that its computation is asked for and nobody waits for it.
+    pub(crate) fn mark_scheduled(&self) {
+        self.0.scheduled.store(true, Ordering::Release);
+    }
+
+    fn is_scheduled(&self) -> bool {
+        self.0.scheduled.load(Ordering::Acquire)
     }
 
     /// Whether freeing it takes little. What is light stays so.
@@ -254,6 +272,17 @@ impl Tensor {
     /// Whether it is evaluated.
     pub fn is_ready(&self) -> bool {
         self.0.ready.load(Ordering::Acquire)
+    }
+
+    /// Whether so much was built for it, and is not computed, that who built it should collect its garbage: MLX
+    /// uses the buffer of a result on the way again where nobody refers to the result.
+    pub fn has_much_on_its_way(&self) -> bool {
+        !self.is_ready() && self.0.graph.nodes >= MUCH
+    }
+
+    /// Whether something in its graph can fail while it is computed.
+    pub(crate) fn can_fail(&self) -> bool {
+        !self.is_ready() && !self.0.risks.is_empty()
     }
 
     /// Whether nodes of a slot may have it as an input: it is ready, or lazy in the same slot.
@@ -272,7 +301,7 @@ impl Tensor {
         let taken = self.0.array.write().take();
         match taken {
             Some(SharedArray(array)) => {
-                if self.0.is_in_flight(&array) {
+                if self.0.may_be_in_flight() && is_in_flight(&array) {
                     reaper::free_once_computed(array);
                 } else {
                     halt::free(array);
@@ -301,16 +330,13 @@ impl Tensor {
         Self::settle_risks(tensors.iter())?;
         let pending = tensors.iter().filter(|tensor| !tensor.is_ready());
         let handles = pending.map(|tensor| tensor.array(OP, 0)).collect::<Result<Vec<_>>>()?;
-        schedule(OP, &handles)?;
-        tensors.iter().for_each(|tensor| tensor.0.scheduled.store(true, Ordering::Release));
-        Ok(())
+        schedule(OP, &handles)
     }
 
     /// Evaluates those inputs of a job that can fail, on the thread that holds their slot: a failure of
     /// the job's own evaluation is not theirs then.
     pub(crate) fn settle_risks<'a>(inputs: impl Iterator<Item = &'a Tensor>) -> Result<()> {
-        let is_at_risk = |tensor: &&Tensor| !tensor.is_ready() && !tensor.0.risks.is_empty();
-        let risky: Vec<_> = inputs.filter(is_at_risk).cloned().collect();
+        let risky: Vec<_> = inputs.filter(|tensor| tensor.can_fail()).cloned().collect();
         if risky.is_empty() {
             return Ok(());
         }
@@ -399,13 +425,13 @@ impl Inner {
         self.shape.iter().map(|&size| size as usize).product::<usize>() * self.dtype.size()
     }
 
-    /// Whether the last handle of its array may not be dropped yet; the reaper waits until it may. MLX keeps
-    /// the results on an evaluation's way until they are used, but not those that it was asked for.
-    fn is_in_flight(&self, array: &Array) -> bool {
-        // SAFETY: the handle holds an array that is scheduled: its evaluation makes no event any more.
+    /// Whether the last handle of its array may have to wait for a stream. MLX keeps the results on an evaluation's
+    /// way until they are used, but not those that it was asked for.
+    fn may_be_in_flight(&self) -> bool {
         self.device.has_memory_of_its_own()
-            && self.scheduled.load(Ordering::Acquire)
-            && unsafe { mlx_sys::emily_array_is_in_flight(array.as_ptr()) }
+            && !self.ready.load(Ordering::Acquire)
+            && slot::has_scheduled()
+            && !halt::is_halting()
     }
 }
 
@@ -416,22 +442,18 @@ impl Drop for Inner {
             home.remove(bytes);
         }
         let Some(SharedArray(array)) = self.array.get_mut().take() else { return };
-        if self.ready.load(Ordering::Acquire) {
+        if is_shared(&array) {
+            // As a rule the graph that was built on it has it, and frees it.
+            halt::free(array);
+        } else if self.ready.load(Ordering::Acquire) {
             free(array, Weight { bytes, nodes: 0 });
-        } else if self.is_in_flight(&array) {
+        } else if !self.may_be_in_flight() {
+            free(array, self.graph);
+        } else if !self.graph.is_light() || is_in_flight(&array) {
             reaper::free_once_computed(array);
         } else {
-            free(array, self.graph);
+            halt::free(array);
         }
-    }
-}
-
-/// Frees here or on the reaper's thread, never long on a scheduler that collects garbage.
-fn free(array: Array, weight: Weight) {
-    if weight.is_light() {
-        halt::free(array);
-    } else {
-        reaper::free(array);
     }
 }
 

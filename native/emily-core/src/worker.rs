@@ -188,12 +188,20 @@ impl Worker {
         })
     }
 
+    /// Whether nobody needs to wait until tensors are scheduled: nothing in them can fail while it is
+    /// computed, and no job waits. A failure to schedule them, for want of memory, comes again to whoever waits
+    /// for them.
+    pub fn schedules_unattended(&self, tensors: &[Tensor]) -> bool {
+        self.queue_depth() == 0 && !tensors.iter().any(Tensor::can_fail)
+    }
+
     /// Queues the scheduling of tensors, which must be usable in the worker's slot; answers when they
     /// are scheduled and not yet computed.
     ///
     /// # Errors
     /// As [`Worker::call`].
     pub fn schedule(&self, tensors: Vec<Tensor>, reply: Reply) -> Refused {
+        tensors.iter().for_each(Tensor::mark_scheduled);
         self.call(reply, move |_| Tensor::schedule(&tensors).map(|()| Value::Done))
     }
 

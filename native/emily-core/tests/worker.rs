@@ -5,7 +5,7 @@ mod runtime;
 use emily_core::device::Device;
 use emily_core::error::{Error, Kind};
 use emily_core::op::Op;
-use emily_core::reply::Value;
+use emily_core::reply::{Reply, Value};
 use emily_core::worker::Owner;
 use runtime::*;
 use std::panic::resume_unwind;
@@ -32,6 +32,24 @@ fn a_device_that_the_host_lacks_is_an_error() {
     let error = Owner::start(Device::Gpu, 1).err().expect("no GPU, no worker");
     assert_eq!(error.to_string(), "no gpu device, expected one of cpu");
     assert_eq!(error.kind(), Kind::InvalidArgument);
+}
+
+#[test]
+fn scheduling_is_attended_where_jobs_wait_or_an_op_can_fail() {
+    let worker = worker();
+    let x = tensor(&[1.0, 2.0, 2.0, 4.0], &[2, 2]);
+    let square = build(&worker, &Op::Square, &[&x]).unwrap();
+    let inverse = build(&worker, &Op::LinalgInv, &[&x]).unwrap();
+    assert!(worker.schedules_unattended(&[square.clone(), x.clone()]));
+    assert!(!worker.schedules_unattended(&[square.clone(), inverse]));
+
+    let gate = Gate::hold(&worker);
+    assert!(worker.schedules_unattended(std::slice::from_ref(&square)), "a job runs, none waits");
+    let tensors = vec![square.clone()];
+    assert!(worker.schedule(tensors, Reply::to_nobody()).is_ok());
+    assert!(!worker.schedules_unattended(std::slice::from_ref(&square)));
+    gate.open().unwrap();
+    assert_eq!(read_f32(&worker, &square), [1.0, 4.0, 4.0, 16.0]);
 }
 
 #[test]

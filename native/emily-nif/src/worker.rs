@@ -194,15 +194,55 @@ const BUILDING: Duration = Duration::from_micros(10);
 /// What freeing a tensor takes that has left the caches.
 const FREEING: Duration = Duration::from_micros(5);
 
-/// Queues a job: its handle, or an error where it is refused.
+/// Queues a job: `{:ok, handle}`, or an error where it is refused.
 pub fn queue<'a>(env: Env<'a>, tag: Term<'a>, submit: impl FnOnce(Reply) -> Refused) -> Term<'a> {
+    let (reply, job) = to_caller(env, tag);
+    queue_for(env, reply, submit, || (atoms::ok(), job).encode(env))
+}
+
+/// The same for a job that computes tensors: `{:collect, handle}` where the caller should collect its garbage
+/// while it waits.
+fn queue_for_tensors<'a>(
+    env: Env<'a>,
+    tag: Term<'a>,
+    tensors: &[Tensor],
+    submit: impl FnOnce(Reply) -> Refused,
+) -> Term<'a> {
+    let said = said_of(tensors);
+    let (reply, job) = to_caller(env, tag);
+    queue_for(env, reply, submit, || (said, job).encode(env))
+}
+
+/// The same for a job that nobody waits for: `:ok`, `:collect`, or an error.
+fn queue_unattended<'a>(
+    env: Env<'a>,
+    tensors: &[Tensor],
+    submit: impl FnOnce(Reply) -> Refused,
+) -> Term<'a> {
+    let said = said_of(tensors);
+    queue_for(env, Reply::to_nobody(), submit, || said.encode(env))
+}
+
+fn said_of(tensors: &[Tensor]) -> Atom {
+    if tensors.iter().any(Tensor::has_much_on_its_way) {
+        atoms::collect()
+    } else {
+        atoms::ok()
+    }
+}
+
+fn queue_for<'a>(
+    env: Env<'a>,
+    reply: Reply,
+    submit: impl FnOnce(Reply) -> Refused,
+    queued: impl FnOnce() -> Term<'a>,
+) -> Term<'a> {
     // A worker that sleeps is woken, by a system call of tens of microseconds.
     let begin = Instant::now();
-    let (reply, job) = to_caller(env, tag);
     let submitted = submit(reply);
     account_for(env, begin.elapsed());
     match submitted {
-        Ok(()) => (atoms::ok(), job).encode(env),
+        Ok(()) => queued(),
         Err((reply, error)) => {
             reply.forget();
             encode(env, &error)
@@ -232,7 +272,7 @@ fn apply_all<'a>(
     encode_result(env, submit())
 }
 
-/// Queues the evaluation of tensors; the message is `{tag, :ok}`.
+/// Queues the evaluation of tensors, for a caller that may collect meanwhile; the message is `{tag, :ok}`.
 #[rustler::nif]
 fn eval<'a>(env: Env<'a>, worker: Term<'a>, tensors: Term<'a>, tag: Term<'a>) -> Term<'a> {
     let submit = || {
@@ -249,12 +289,14 @@ fn eval<'a>(env: Env<'a>, worker: Term<'a>, tensors: Term<'a>, tag: Term<'a>) ->
         if pending.is_empty() {
             return Ok(atoms::ok().encode(env));
         }
-        Ok(queue(env, tag, |reply| queue_make_ready(pending, &worker.0, reply)))
+        let make_ready = |reply| queue_make_ready(pending.clone(), &worker.0, reply);
+        Ok(queue_for_tensors(env, tag, &pending, make_ready))
     };
     encode_result(env, submit())
 }
 
-/// Queues the scheduling of tensors; the message is `{tag, :ok}`, before they are computed.
+/// Queues the scheduling of tensors: `:ok` or `:collect`, or the job's handle where the caller has to wait until they are
+/// scheduled; the message is `{tag, :ok}`, before they are computed.
 #[rustler::nif]
 fn async_eval<'a>(env: Env<'a>, worker: Term<'a>, tensors: Term<'a>, tag: Term<'a>) -> Term<'a> {
     const OP: &str = "AsyncEval";
@@ -267,8 +309,14 @@ fn async_eval<'a>(env: Env<'a>, worker: Term<'a>, tensors: Term<'a>, tag: Term<'
         if let Some(foreign) = elsewhere(env, &worker.0, inputs.iter().flatten()) {
             return Ok(foreign);
         }
-        let tensors = cores(&inputs).into_iter().flatten().collect();
-        Ok(queue(env, tag, |reply| worker.0.schedule(tensors, reply)))
+        let tensors: Vec<_> = cores(&inputs).into_iter().flatten().collect();
+        let unattended = worker.0.schedules_unattended(&tensors);
+        let schedule = |reply| worker.0.schedule(tensors.clone(), reply);
+        Ok(if unattended {
+            queue_unattended(env, &tensors, schedule)
+        } else {
+            queue_for_tensors(env, tag, &tensors, schedule)
+        })
     };
     encode_result(env, submit())
 }
@@ -302,7 +350,8 @@ fn read<'a>(env: Env<'a>, worker: Term<'a>, tensor: Term<'a>, tag: Term<'a>) -> 
         }
         let tensor = inputs.iter().flatten().map(|input| input.0.clone()).next();
         let tensor = tensor.ok_or(Error::Deallocated { op: "ToBinary", index: 0 })?;
-        Ok(queue(env, tag, |reply| worker.0.read(tensor, reply)))
+        let read = |reply| worker.0.read(tensor.clone(), reply);
+        Ok(queue_for_tensors(env, tag, std::slice::from_ref(&tensor), read))
     };
     encode_result(env, submit())
 }

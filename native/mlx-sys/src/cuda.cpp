@@ -137,13 +137,3 @@ extern "C" int emily_cuda_write(mlx_array, const void*, size_t) {
   return 1;
 }
 #endif
-
-// Freeing gives a buffer to whoever allocates next, on any stream. MLX keeps the inputs of what is being
-// computed, but not an output that was scheduled and is dropped before it is there: where several streams
-// allocate, the next owner's elements would be overwritten.
-extern "C" bool emily_array_is_in_flight(mlx_array array) {
-  const auto& dropped = mlx_array_get_(array);
-  // Whoever else has it keeps the buffer, and may be changing the fields that are read below.
-  return dropped.is_donatable() && dropped.status() == mlx::core::array::Status::evaluated &&
-      !dropped.is_available();
-}

@@ -173,9 +173,16 @@ extern "C" {
         bytes: usize,
     ) -> std::os::raw::c_int;
 
-    /// Whether an array whose last handle this is was scheduled and is still being computed. Of others it
-    /// is false. The handle must hold an array, and no thread may be in the middle of scheduling it.
+    /// Whether anything else holds the array: another handle, a graph, an evaluation. The handle must hold one.
+    pub fn emily_array_is_shared(array: mlx_array) -> bool;
+
+    /// Whether dropping this handle frees what is still being computed: the array, or one that the graph behind
+    /// it alone holds. Of what others hold it is false. The handle must hold an array, and no thread may be in the
+    /// middle of scheduling it.
     pub fn emily_array_is_in_flight(array: mlx_array) -> bool;
+
+    /// Waits for what [`emily_array_is_in_flight`] speaks of.
+    pub fn emily_array_wait_in_flight(array: mlx_array);
 
     /// Lets the threads that MLX's CUDA build starts for its streams sleep while there is nothing to do.
     /// Holds for streams that are made later; to be called once. Returns whether MLX is built so that it

@@ -120,8 +120,8 @@ pub(super) fn eye(build: &Build, attrs: &Eye, _: Inputs) -> Result<Array> {
     let cols = check::size(graph.op, "cols", attrs.cols)?;
     check::shape(graph.op, &[attrs.rows, attrs.cols], attrs.dtype)?;
     let k = attrs.k.clamp(-i64::from(rows), i64::from(cols)) as i32;
-    // MLX scatters the ones, which GPUs do not do with integers of 64 bits.
-    let wide = matches!(attrs.dtype, Dtype::Int64 | Dtype::Uint64);
+    // MLX scatters the ones, which GPUs do not do with elements of 64 bits.
+    let wide = matches!(attrs.dtype, Dtype::Int64 | Dtype::Uint64 | Dtype::Complex64);
     let dtype = if wide && !build.is_cpu() { Dtype::Int32 } else { attrs.dtype };
     // SAFETY: takes no pointer but the result's.
     let eye =
