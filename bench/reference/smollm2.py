@@ -182,22 +182,9 @@ def answer(model, prompt, tokens, positions, compiled):
         return token, cache
 
     if positions is None:
-        # A step ahead: it is built and scheduled before the token that it starts from is read.
         token, cache = timed(model.next_token, mx.array(prompt, mx.uint32), None)
-        started = time.perf_counter()
-        if tokens > 1:
-            token, cache = model.next_token(token, cache)
-            mx.async_eval(token)
-        for left in reversed(range(tokens - 1)):
-            if left:
-                following, cache = model.next_token(token, cache)
-                mx.async_eval(following)
-            ids.append(token.item())
-            now = time.perf_counter()
-            times.append((now - started) * 1e3)
-            cpu.append(time.process_time() * 1e3)
-            if left:
-                token, started = following, now
+        for _ in range(tokens - 1):
+            token, cache = timed(model.next_token, token, cache)
     else:
         token, cache = timed(lambda: prefilled(model, prompt, positions))
         step = model.step() if compiled else model.next_token_at

@@ -50,35 +50,48 @@ defmodule SmolLM2.Generate do
     options.on_prompt_read.()
 
     start = System.monotonic_time()
-    next = if options.tokens > 1, do: Model.next_token(w, model, token, cache)
+    next = if options.tokens > 1, do: prepare(w, model, token, cache)
     {ids, token_ms} = continue(w, model, {id, next, start}, options, {[], []})
     %{ids: ids, first_ms: first_ms, token_ms: token_ms}
   end
 
-  # With a token comes the step after it, built before the token was read and not queued yet. So the device has
-  # work while this process builds, and computes nothing that an answer's end makes needless.
+  # With a token comes the step after it, which is queued when the token has been read: nothing is computed that
+  # an answer's end makes needless.
   defp continue(w, model, {id, next, start}, options, {ids, times}) do
-    if id in options.stop do
-      {Enum.reverse(ids), Enum.reverse(times)}
-    else
-      if next, do: queue(next)
-      options.on_token.(id)
-      ids = [id | ids]
-
-      if next do
-        {token, cache} = next
-        last? = length(ids) + 1 == options.tokens
-        after_next = if not last?, do: Model.next_token(w, model, token, cache)
-        id = read(w, token)
-        state = {id, after_next, System.monotonic_time()}
-        continue(w, model, state, options, {ids, [since(start) | times]})
-      else
+    cond do
+      id in options.stop ->
         {Enum.reverse(ids), Enum.reverse(times)}
-      end
+
+      next == nil ->
+        options.on_token.(id)
+        {Enum.reverse([id | ids]), Enum.reverse(times)}
+
+      true ->
+        {token, cache} = next.()
+        queue(token)
+        options.on_token.(id)
+        ids = [id | ids]
+        last? = length(ids) + 1 == options.tokens
+        next = if not last?, do: prepare(w, model, token, cache)
+        state = {read(w, token), next, System.monotonic_time()}
+        continue(w, model, state, options, {ids, [since(start) | times]})
     end
   end
 
-  defp queue({token, _cache}) do
+  # A GPU computes the step before while this one is built. On a CPU building would take a core from other
+  # streams, so that it is left for later.
+  defp prepare(w, model, token, cache) do
+    build = fn -> Model.next_token(w, model, token, cache) end
+
+    if Emily.Stream.device(w) == :gpu do
+      built = build.()
+      fn -> built end
+    else
+      build
+    end
+  end
+
+  defp queue(token) do
     :ok = Emily.async_eval([token])
 
     # The BEAM sees a reference of some words where a tensor of an older cache is held, and would not collect

@@ -317,7 +317,7 @@ defmodule Emily.Native.Call do
 
   defp tidy(:collect) do
     :erlang.garbage_collect(self(), type: :minor)
-    :ok
+    Nif.free_collected()
   end
 
   defp make_ready(worker, tensors), do: Enum.each(tensors, &make_one_ready(worker, &1))

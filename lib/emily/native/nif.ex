@@ -84,6 +84,7 @@ defmodule Emily.Native.Nif do
   def memory_limit, do: missing()
   def memory_collect_above(_bytes), do: missing()
   def flush, do: missing()
+  def free_collected, do: missing()
 
   defp missing, do: :erlang.nif_error(:nif_not_loaded)
 end

@@ -15,8 +15,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// How many are freed with each op that is built: more than it makes, so that a list comes to its end.
-const AT_ONCE: usize = 2;
+/// How many to free with each op that is built: more than it makes, so that a list comes to its end.
+pub const A_FEW: usize = 2;
 
 /// A longer list goes to the reaper.
 const LONGEST: usize = 1 << 11;
@@ -65,12 +65,12 @@ pub(crate) fn push(tensor: Tensor) {
     }
 }
 
-/// Frees a few of what this thread has collected, and says how many.
-pub fn free_some() -> usize {
-    let some: SmallVec<[Tensor; AT_ONCE]> = MINE.with(|mine| {
+/// Frees at most so many of what this thread has collected, the last first, and says how many.
+pub fn free_some(most: usize) -> usize {
+    let some: SmallVec<[Tensor; A_FEW]> = MINE.with(|mine| {
         let mut list = mine.lock();
         list.untouched = false;
-        let kept = list.tensors.len().saturating_sub(AT_ONCE);
+        let kept = list.tensors.len().saturating_sub(most);
         list.tensors.drain(kept..).collect()
     });
     some.len()
@@ -154,11 +154,11 @@ mod tests {
     }
 
     #[test]
-    fn each_op_frees_two() {
+    fn a_thread_frees_as_many_as_it_asks_for() {
         let (_turn, worker) = watched_by_the_test();
         retire(5, &worker);
         assert_eq!(worker.home().bytes(), 5 * 4);
-        assert_eq!([free_some(), free_some(), free_some(), free_some()], [2, 2, 1, 0]);
+        assert_eq!([2, 2, 2, 2].map(free_some), [2, 2, 1, 0]);
         assert_eq!(worker.home().bytes(), 0);
     }
 
@@ -177,7 +177,7 @@ mod tests {
         retire(9, &worker);
         IS_WATCHED.store(false, Ordering::Relaxed);
         assert!(free_untouched(), "left, and watched from here on");
-        assert_eq!(free_some(), 2);
+        assert_eq!(free_some(2), 2);
         IS_WATCHED.store(false, Ordering::Relaxed);
         assert!(free_untouched());
         assert_eq!(listed(), 7);

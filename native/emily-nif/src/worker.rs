@@ -9,7 +9,7 @@ use emily_core::error::{Error, Result};
 use emily_core::memory::should_collect;
 use emily_core::op::Op;
 use emily_core::reply::Reply;
-use emily_core::retired::free_some;
+use emily_core::retired::{free_some, A_FEW};
 use emily_core::tensor::Tensor;
 use emily_core::worker::{make_ready as queue_make_ready, Owner, Refused, Worker};
 use heck::ToSnakeCase;
@@ -160,7 +160,7 @@ pub fn elsewhere<'a, 'i>(
 /// `{:elsewhere, tensors}` or an error.
 #[rustler::nif]
 fn apply<'a>(env: Env<'a>, worker: Term<'a>, op: Term<'a>, inputs: Term<'a>) -> Term<'a> {
-    let freed = free_some();
+    let freed = free_some(A_FEW);
     let build = || {
         let worker = decode(worker)?;
         let op = decode_op(op)?;
@@ -193,6 +193,15 @@ const BUILDING: Duration = Duration::from_micros(10);
 
 /// What freeing a tensor takes that has left the caches.
 const FREEING: Duration = Duration::from_micros(5);
+
+/// Frees what the caller's collection has just found, which is in the caches, as far as a scheduler has time.
+#[rustler::nif]
+fn free_collected(env: Env) -> Atom {
+    const MOST: usize = 512;
+    let freed = free_some(MOST);
+    account_for(env, Duration::from_micros(freed as u64));
+    atoms::ok()
+}
 
 /// Queues a job: `{:ok, handle}`, or an error where it is refused.
 pub fn queue<'a>(env: Env<'a>, tag: Term<'a>, submit: impl FnOnce(Reply) -> Refused) -> Term<'a> {
