@@ -27,7 +27,7 @@ mod flight;
 pub use bytes::Bytes;
 pub(crate) use evaluation::{evaluate, schedule};
 pub(crate) use flight::wait_for;
-use flight::{free, is_in_flight, is_shared};
+use flight::{is_in_flight, is_shared};
 
 /// What is dropped with at most so many bytes and nodes is freed where it is dropped: that costs less
 /// than handing it to another thread. More goes to the reaper.
@@ -442,18 +442,28 @@ impl Drop for Inner {
             home.remove(bytes);
         }
         let Some(SharedArray(array)) = self.array.get_mut().take() else { return };
-        if is_shared(&array) {
-            // As a rule the graph that was built on it has it, and frees it.
+        let is_ready = self.ready.load(Ordering::Acquire);
+        let weight = if is_ready { Weight { bytes, nodes: 0 } } else { self.graph };
+        let may_be_in_flight = self.may_be_in_flight();
+        // As a rule the graph that was built on a shared one has it, and frees it.
+        if weight.is_light() && !may_be_in_flight || is_shared(&array) {
             halt::free(array);
-        } else if self.ready.load(Ordering::Acquire) {
-            free(array, Weight { bytes, nodes: 0 });
-        } else if !self.may_be_in_flight() {
-            free(array, self.graph);
-        } else if !self.graph.is_light() || is_in_flight(&array) {
+        } else if !may_be_in_flight {
+            free(array, weight);
+        } else if !weight.is_light() || is_in_flight(&array) {
             reaper::free_once_computed(array);
         } else {
             halt::free(array);
         }
+    }
+}
+
+/// Frees here or on the reaper's thread, never long on a scheduler that collects garbage.
+fn free(array: Array, weight: Weight) {
+    if weight.is_light() {
+        halt::free(array);
+    } else {
+        reaper::free(array);
     }
 }
 

@@ -1,19 +1,7 @@
 //! What dropping an array's handle frees, and whether a stream may still write to it. Only a device whose
 //! streams compute while others allocate has such.
 
-use super::Weight;
-use crate::halt;
-use crate::reaper;
 use mlx_rs::Array;
-
-/// Frees here or on the reaper's thread, never long on a scheduler that collects garbage.
-pub(super) fn free(array: Array, weight: Weight) {
-    if weight.is_light() {
-        halt::free(array);
-    } else {
-        reaper::free(array);
-    }
-}
 
 /// Whether something else holds the array: another handle, a graph, an evaluation.
 pub(super) fn is_shared(array: &Array) -> bool {
