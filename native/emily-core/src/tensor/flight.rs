@@ -39,7 +39,7 @@ mod tests {
         let x = x.unwrap().handle("Matmul").unwrap();
         let product = |y: Array, _| Op::Matmul.build(&build, &[Some(&y), Some(&x)]).unwrap();
         // Computed long after it is scheduled.
-        let y = (0..8).fold(x.clone(), product);
+        let y = (0..32).fold(x.clone(), product);
         assert!(!is_in_flight(&y), "nobody has scheduled it");
         schedule("Matmul", [&y]).unwrap();
         let twice = Op::Add.build(&build, &[Some(&y), Some(&y)]).unwrap();
