@@ -23,7 +23,7 @@ const _: () = assert!(NOTICE.len() > 64);
 #[rustler::nif]
 fn pointer<'a>(env: Env<'a>, tensor: Term<'a>) -> Term<'a> {
     let find = || {
-        let Some(bytes) = decode("ToPointer", tensor)?.0.bytes()? else {
+        let Some(bytes) = decode("ToPointer", tensor)?.tensor.bytes()? else {
             return Ok(atoms::pending().encode(env));
         };
         let (address, size) = (bytes.address(), bytes.len());

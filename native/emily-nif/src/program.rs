@@ -2,7 +2,7 @@
 
 use crate::atoms;
 use crate::error::{encode_result, wrong};
-use crate::tensor::{self, decode_input, TensorResource};
+use crate::tensor;
 use crate::worker::{self, elsewhere, queue};
 use emily_core::error::Result;
 use emily_core::program::{can_fuse, Input, Mode, Program, Run, Step, Template};
@@ -25,8 +25,6 @@ pub struct RunResource(pub Arc<Run>);
 #[rustler::resource_impl]
 impl Resource for RunResource {}
 
-type TensorRef = ResourceArc<TensorResource>;
-
 /// Compiles a program for the device of `worker`: its reference, `{:elsewhere, tensors}` where a
 /// constant is not ready, or an error.
 #[rustler::nif(schedule = "DirtyCpu")]
@@ -43,7 +41,11 @@ fn program_compile<'a>(
         let worker = worker::decode(worker)?;
         let inputs = decode_list("inputs", inputs, decode_template)?;
         let constants = decode_list("constants", constants, decode_tensor)?;
-        let lazy: Vec<_> = constants.iter().filter(|constant| !constant.0.is_ready()).collect();
+        let lazy: Vec<_> = constants
+            .iter()
+            .filter(|constant| !constant.tensor.is_ready())
+            .map(|constant| constant.term)
+            .collect();
         if !lazy.is_empty() {
             return Ok((atoms::elsewhere(), lazy).encode(env));
         }
@@ -77,12 +79,12 @@ fn program_run<'a>(
         };
         let program = decode_program(program)?;
         let inputs = decode_list("inputs", inputs, decode_run_input)?;
-        if let Some(foreign) = elsewhere(env, &worker.0, inputs.iter().map(|(tensor, _)| tensor)) {
+        if let Some(foreign) = elsewhere(env, &worker.0, inputs.iter().map(|(input, _)| *input)) {
             return Ok(foreign);
         }
         let inputs = inputs
             .into_iter()
-            .map(|(tensor, donated)| Input { tensor: tensor.0.clone(), donated })
+            .map(|(input, donated)| Input { tensor: input.tensor.clone(), donated })
             .collect();
         Ok(queue(env, tag, |reply| worker.0.run(program, inputs, mode, reply)))
     };
@@ -103,7 +105,7 @@ fn program_resume<'a>(
         let run = decode_run(run)?;
         let answers = decode_list("answers", tensors, decode_tensor)?;
         run.0.check(&cores(&answers))?;
-        if let Some(foreign) = elsewhere(env, &worker.0, answers.iter()) {
+        if let Some(foreign) = elsewhere(env, &worker.0, answers.iter().copied()) {
             return Ok(foreign);
         }
         let answers = cores(&answers);
@@ -148,8 +150,8 @@ fn decode_run(term: Term) -> Result<ResourceArc<RunResource>> {
     term.decode().map_err(|_| wrong(OP, "run", "the reference of a run that waits", term))
 }
 
-fn cores(tensors: &[TensorRef]) -> Vec<Tensor> {
-    tensors.iter().map(|tensor| tensor.0.clone()).collect()
+fn cores(inputs: &[tensor::Input]) -> Vec<Tensor> {
+    inputs.iter().map(|input| input.tensor.clone()).collect()
 }
 
 fn decode_list<'a, T>(
@@ -160,12 +162,12 @@ fn decode_list<'a, T>(
     worker::decode_list(OP, what, term, decode)
 }
 
-fn decode_tensor(term: Term) -> Result<TensorRef> {
-    decode_input(OP, term)?.ok_or_else(|| wrong(OP, "input", "a tensor reference", term))
+fn decode_tensor<'a>(term: Term<'a>) -> Result<tensor::Input<'a>> {
+    tensor::decode(OP, term)
 }
 
 /// A tensor, or `{:donate, tensor}`.
-fn decode_run_input(term: Term) -> Result<(TensorRef, bool)> {
+fn decode_run_input<'a>(term: Term<'a>) -> Result<(tensor::Input<'a>, bool)> {
     match term.decode::<(Atom, Term)>() {
         Ok((atom, tensor)) if atom == atoms::donate() => Ok((decode_tensor(tensor)?, true)),
         _ => Ok((decode_tensor(term)?, false)),

@@ -62,13 +62,26 @@ impl BytesResource {
     }
 }
 
+/// A tensor among a call's terms. The call's terms keep it, so that nothing is counted.
+#[derive(Clone, Copy)]
+pub struct Input<'a> {
+    pub term: Term<'a>,
+    pub tensor: &'a Tensor,
+}
+
 /// Decodes an input; `nil` is an absent one.
-pub fn decode_input(op: &'static str, term: Term) -> Result<Option<ResourceArc<TensorResource>>> {
-    term.decode().map_err(|_| wrong(op, "input", "a tensor reference", term))
+pub fn decode_input<'a>(op: &'static str, term: Term<'a>) -> Result<Option<Input<'a>>> {
+    if let Some(TensorResource(tensor, ..)) = term.try_get_resource() {
+        return Ok(Some(Input { term, tensor }));
+    }
+    match term.decode::<Atom>() {
+        Ok(atom) if atom == atoms::nil() => Ok(None),
+        _ => Err(wrong(op, "input", "a tensor reference", term)),
+    }
 }
 
 /// Decodes a tensor.
-pub fn decode(op: &'static str, term: Term) -> Result<ResourceArc<TensorResource>> {
+pub fn decode<'a>(op: &'static str, term: Term<'a>) -> Result<Input<'a>> {
     decode_input(op, term)?.ok_or_else(|| wrong(op, "input", "a tensor reference", term))
 }
 
@@ -144,19 +157,19 @@ fn random_key<'a>(env: Env<'a>, seed: Term<'a>, device: Term<'a>) -> Term<'a> {
 /// Sizes of the axes.
 #[rustler::nif]
 fn shape<'a>(env: Env<'a>, tensor: Term<'a>) -> Term<'a> {
-    encode_result(env, decode("Shape", tensor).map(|tensor| tensor.0.shape().encode(env)))
+    encode_result(env, decode("Shape", tensor).map(|input| input.tensor.shape().encode(env)))
 }
 
 /// Type of the elements.
 #[rustler::nif]
 fn dtype<'a>(env: Env<'a>, tensor: Term<'a>) -> Term<'a> {
-    encode_result(env, decode("Dtype", tensor).map(|tensor| tensor.0.dtype().encode(env)))
+    encode_result(env, decode("Dtype", tensor).map(|input| input.tensor.dtype().encode(env)))
 }
 
 /// The device that it was made for.
 #[rustler::nif]
 fn device<'a>(env: Env<'a>, tensor: Term<'a>) -> Term<'a> {
-    let name = |tensor: ResourceArc<TensorResource>| encode_device(tensor.0.device()).encode(env);
+    let name = |input: Input| encode_device(input.tensor.device()).encode(env);
     encode_result(env, decode("Device", tensor).map(name))
 }
 
@@ -170,14 +183,14 @@ fn encode_device(device: Device) -> Atom {
 /// Whether it is evaluated.
 #[rustler::nif]
 fn is_ready<'a>(env: Env<'a>, tensor: Term<'a>) -> Term<'a> {
-    encode_result(env, decode("IsReady", tensor).map(|tensor| tensor.0.is_ready().encode(env)))
+    encode_result(env, decode("IsReady", tensor).map(|input| input.tensor.is_ready().encode(env)))
 }
 
 /// Its elements, or `:pending` where a worker has to read them.
 #[rustler::nif]
 fn bytes<'a>(env: Env<'a>, tensor: Term<'a>) -> Term<'a> {
     let read = || {
-        Ok(match decode("ToBinary", tensor)?.0.bytes()? {
+        Ok(match decode("ToBinary", tensor)?.tensor.bytes()? {
             Some(bytes) => BytesResource::binary(env, bytes).encode(env),
             None => atoms::pending().encode(env),
         })
@@ -189,7 +202,10 @@ fn bytes<'a>(env: Env<'a>, tensor: Term<'a>) -> Term<'a> {
 /// large buffer.
 #[rustler::nif(schedule = "DirtyIo")]
 fn deallocate<'a>(env: Env<'a>, tensor: Term<'a>) -> Term<'a> {
-    encode_result(env, decode("Deallocate", tensor).map(|tensor| tensor.0.deallocate().encode(env)))
+    encode_result(
+        env,
+        decode("Deallocate", tensor).map(|input| input.tensor.deallocate().encode(env)),
+    )
 }
 
 /// The devices of this host.

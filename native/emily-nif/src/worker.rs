@@ -3,7 +3,7 @@
 use crate::atoms;
 use crate::error::{encode, encode_result, wrong};
 use crate::reply::to_caller;
-use crate::tensor::{decode_input, TensorResource};
+use crate::tensor::{self, decode_input, Input, TensorResource};
 use emily_core::device::Device;
 use emily_core::error::{Error, Result};
 use emily_core::memory::should_collect;
@@ -26,10 +26,8 @@ pub struct WorkerResource(pub Owner);
 #[rustler::resource_impl]
 impl Resource for WorkerResource {}
 
-type Input = Option<ResourceArc<TensorResource>>;
-
 /// Most ops have few inputs.
-type Inputs = SmallVec<[Input; 4]>;
+type Inputs<'a> = SmallVec<[Option<Input<'a>>; 4]>;
 
 /// Decodes `:cpu` or `:gpu`.
 pub fn decode_device(term: Term) -> Result<Device> {
@@ -40,12 +38,12 @@ pub fn decode_device(term: Term) -> Result<Device> {
     }
 }
 
-/// Decodes a worker's reference.
-pub fn decode(term: Term) -> Result<ResourceArc<WorkerResource>> {
+/// Decodes a worker's reference, which the call's terms keep.
+pub fn decode<'a>(term: Term<'a>) -> Result<&'a WorkerResource> {
     term.decode().map_err(|_| wrong("Stream", "stream", "a worker reference", term))
 }
 
-fn decode_inputs(op: &'static str, term: Term) -> Result<Inputs> {
+fn decode_inputs<'a>(op: &'static str, term: Term<'a>) -> Result<Inputs<'a>> {
     decode_list(op, "inputs", term, |input| decode_input(op, input))
 }
 
@@ -123,7 +121,7 @@ fn worker_start<'a>(env: Env<'a>, device: Term<'a>, capacity: Term<'a>) -> Term<
 /// Closes a worker: queued jobs answer `:stopped`, later ones are refused.
 #[rustler::nif]
 fn worker_close<'a>(env: Env<'a>, worker: Term<'a>) -> Term<'a> {
-    let close = |worker: ResourceArc<WorkerResource>| {
+    let close = |worker: &WorkerResource| {
         worker.0.close();
         atoms::ok().encode(env)
     };
@@ -133,7 +131,7 @@ fn worker_close<'a>(env: Env<'a>, worker: Term<'a>) -> Term<'a> {
 /// Its device, its waiting jobs, whether it is open and the bytes of its tensors.
 #[rustler::nif]
 fn worker_info<'a>(env: Env<'a>, worker: Term<'a>) -> Term<'a> {
-    let info = |worker: ResourceArc<WorkerResource>| {
+    let info = |worker: &WorkerResource| {
         let worker: &Worker = &worker.0;
         let device = match worker.device() {
             Device::Cpu => atoms::cpu(),
@@ -145,14 +143,14 @@ fn worker_info<'a>(env: Env<'a>, worker: Term<'a>) -> Term<'a> {
 }
 
 /// Inputs that are lazy at another worker: the caller has them made ready there and asks again.
-pub fn elsewhere<'a, 'i>(
+pub fn elsewhere<'a>(
     env: Env<'a>,
     worker: &Worker,
-    inputs: impl Iterator<Item = &'i ResourceArc<TensorResource>>,
+    inputs: impl Iterator<Item = Input<'a>>,
 ) -> Option<Term<'a>> {
-    let mut foreign = inputs.filter(|input| !input.0.is_usable_in(worker.slot())).peekable();
+    let mut foreign = inputs.filter(|input| !input.tensor.is_usable_in(worker.slot())).peekable();
     foreign.peek()?;
-    let foreign: Vec<_> = foreign.map(|input| input.encode(env)).collect();
+    let foreign: Vec<_> = foreign.map(|input| input.term).collect();
     Some((atoms::elsewhere(), foreign).encode(env))
 }
 
@@ -165,11 +163,11 @@ fn apply<'a>(env: Env<'a>, worker: Term<'a>, op: Term<'a>, inputs: Term<'a>) -> 
         let worker = decode(worker)?;
         let op = decode_op(op)?;
         let inputs = decode_inputs(op.name(), inputs)?;
-        if let Some(foreign) = elsewhere(env, &worker.0, inputs.iter().flatten()) {
+        if let Some(foreign) = elsewhere(env, &worker.0, inputs.iter().flatten().copied()) {
             return Ok(foreign);
         }
         let tensors: SmallVec<[Option<&Tensor>; 4]> =
-            inputs.iter().map(|input| input.as_ref().map(|tensor| &tensor.0)).collect();
+            inputs.iter().map(|input| input.map(|input| input.tensor)).collect();
         let tensor = worker.0.build(&op, &tensors)?;
         let collect = should_collect(tensor.byte_size());
         account_for(env, BUILDING + FREEING * freed as u32);
@@ -272,7 +270,7 @@ fn apply_all<'a>(
         let worker = decode(worker)?;
         let op = decode_op(op)?;
         let inputs = decode_inputs(op.name(), inputs)?;
-        if let Some(foreign) = elsewhere(env, &worker.0, inputs.iter().flatten()) {
+        if let Some(foreign) = elsewhere(env, &worker.0, inputs.iter().flatten().copied()) {
             return Ok(foreign);
         }
         let inputs = cores(&inputs);
@@ -290,7 +288,7 @@ fn eval<'a>(env: Env<'a>, worker: Term<'a>, tensors: Term<'a>, tag: Term<'a>) ->
         if let Some(index) = inputs.iter().position(Option::is_none) {
             return Err(Error::MissingInput { op: "Eval", index });
         }
-        if let Some(foreign) = elsewhere(env, &worker.0, inputs.iter().flatten()) {
+        if let Some(foreign) = elsewhere(env, &worker.0, inputs.iter().flatten().copied()) {
             return Ok(foreign);
         }
         let pending: Vec<_> =
@@ -315,7 +313,7 @@ fn async_eval<'a>(env: Env<'a>, worker: Term<'a>, tensors: Term<'a>, tag: Term<'
         if let Some(index) = inputs.iter().position(Option::is_none) {
             return Err(Error::MissingInput { op: OP, index });
         }
-        if let Some(foreign) = elsewhere(env, &worker.0, inputs.iter().flatten()) {
+        if let Some(foreign) = elsewhere(env, &worker.0, inputs.iter().flatten().copied()) {
             return Ok(foreign);
         }
         let tensors: Vec<_> = cores(&inputs).into_iter().flatten().collect();
@@ -336,8 +334,7 @@ fn async_eval<'a>(env: Env<'a>, worker: Term<'a>, tensors: Term<'a>, tag: Term<'
 fn make_ready<'a>(env: Env<'a>, worker: Term<'a>, tensor: Term<'a>, tag: Term<'a>) -> Term<'a> {
     let submit = || {
         let worker = decode(worker)?;
-        let expected = || wrong("Eval", "input", "a tensor reference", tensor);
-        let tensor = decode_input("Eval", tensor)?.ok_or_else(expected)?.0.clone();
+        let tensor = tensor::decode("Eval", tensor)?.tensor.clone();
         if tensor.is_ready() {
             return Ok(atoms::ok().encode(env));
         }
@@ -351,14 +348,11 @@ fn make_ready<'a>(env: Env<'a>, worker: Term<'a>, tensor: Term<'a>, tag: Term<'a
 fn read<'a>(env: Env<'a>, worker: Term<'a>, tensor: Term<'a>, tag: Term<'a>) -> Term<'a> {
     let submit = || {
         let worker = decode(worker)?;
-        let expected = || wrong("ToBinary", "input", "a tensor reference", tensor);
-        let input = decode_input("ToBinary", tensor)?.ok_or_else(expected)?;
-        let inputs = [Some(input)];
-        if let Some(foreign) = elsewhere(env, &worker.0, inputs.iter().flatten()) {
+        let input = tensor::decode("ToBinary", tensor)?;
+        if let Some(foreign) = elsewhere(env, &worker.0, [input].into_iter()) {
             return Ok(foreign);
         }
-        let tensor = inputs.iter().flatten().map(|input| input.0.clone()).next();
-        let tensor = tensor.ok_or(Error::Deallocated { op: "ToBinary", index: 0 })?;
+        let tensor = input.tensor.clone();
         let read = |reply| worker.0.read(tensor.clone(), reply);
         Ok(queue_for_tensors(env, tag, std::slice::from_ref(&tensor), read))
     };
@@ -377,6 +371,6 @@ fn load_file<'a>(env: Env<'a>, worker: Term<'a>, path: Term<'a>, tag: Term<'a>) 
     encode_result(env, submit())
 }
 
-fn cores(inputs: &[Input]) -> Vec<Option<Tensor>> {
-    inputs.iter().map(|input| input.as_ref().map(|tensor| tensor.0.clone())).collect()
+fn cores(inputs: &[Option<Input>]) -> Vec<Option<Tensor>> {
+    inputs.iter().map(|input| input.map(|input| input.tensor.clone())).collect()
 }
