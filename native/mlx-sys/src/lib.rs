@@ -189,6 +189,10 @@ extern "C" {
     /// can be done.
     pub fn emily_cuda_quiet_workers() -> bool;
 
+    /// Has the events of CUDA that are given back used again, where MLX is built so that it can be done. To be
+    /// called once, before anything of CUDA. Returns whether it is done.
+    pub fn emily_cuda_keep_events() -> bool;
+
     /// Has the compiler of CUDA's kernels make its statics, where MLX is built for CUDA. What is registered
     /// for the exit after that runs before they end.
     pub fn emily_cuda_prepare_compiler();
