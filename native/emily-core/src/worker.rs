@@ -19,7 +19,7 @@ use crate::queue::{Jobs, Queue, Refusal};
 use crate::reaper;
 use crate::reply::{Reply, Value};
 use crate::slot::{self, Home, Lease, Occupied, Slot};
-use crate::tensor::Tensor;
+use crate::tensor::{Mark, Tensor};
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::{self, JoinHandle};
@@ -201,8 +201,12 @@ impl Worker {
     /// # Errors
     /// As [`Worker::call`].
     pub fn schedule(&self, tensors: Vec<Tensor>, reply: Reply) -> Refused {
-        tensors.iter().for_each(Tensor::mark_scheduled);
-        self.call(reply, move |_| Tensor::schedule(&tensors).map(|()| Value::Done))
+        let mark = Mark::of(&tensors);
+        self.call(reply, move |_| {
+            let outcome = Tensor::schedule(&tensors);
+            mark.settle();
+            outcome.map(|()| Value::Done)
+        })
     }
 
     /// Queues loading a file; answers with [`Value::Loaded`].
@@ -287,10 +291,12 @@ pub fn make_ready(tensors: Vec<Tensor>, guest: &Worker, reply: Reply) -> Refused
 fn run(worker: &Arc<Worker>, lease: Lease, jobs: &Jobs<Job>) {
     // An evaluation asks for the thread's default streams and would make some for itself.
     worker.home.build().set_default();
+    let evaluating = lease.enter();
     worker.queue.serve(jobs, |job| perform(worker, job), |job| refuse(worker, job));
     // What was scheduled without anybody waiting and failed has nobody to be told.
     let _ = slot::synchronize(worker.slot());
     program::clear_traces();
+    drop(evaluating);
     drop(lease);
     let handle = worker.thread.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
     if let Some(handle) = handle {
@@ -384,6 +390,7 @@ fn evaluate(tensors: &[Tensor]) -> Result<Value> {
 /// Evaluates with the borrowed slot's streams as the thread's defaults.
 fn on_borrowed(lease: &Lease, tensors: &[Tensor]) -> Result<Value> {
     lease.slot().build(Device::preferred()).set_default();
+    let _evaluating = lease.enter();
     evaluate(tensors)
 }
 

@@ -6,7 +6,8 @@ use emily_core::device::Device;
 use emily_core::error::{Error, Kind};
 use emily_core::op::Op;
 use emily_core::reply::{Reply, Value};
-use emily_core::worker::Owner;
+use emily_core::tensor::Tensor;
+use emily_core::worker::{Owner, Worker};
 use runtime::*;
 use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -50,6 +51,35 @@ fn scheduling_is_attended_where_jobs_wait_or_an_op_can_fail() {
     assert!(!worker.schedules_unattended(std::slice::from_ref(&square)));
     gate.open().unwrap();
     assert_eq!(read_f32(&worker, &square), [1.0, 4.0, 4.0, 16.0]);
+}
+
+/// A chain of so many ops on `x`.
+fn ops(worker: &Worker, x: &Tensor, count: usize) -> Tensor {
+    (0..count).fold(x.clone(), |y, _| build(worker, &Op::Sin, &[&y]).unwrap())
+}
+
+#[test]
+fn a_refused_scheduling_leaves_the_tensor_as_it_was() {
+    let worker = worker_with(1);
+    let heavy = ops(&worker, &vector(&[1.0]), 100);
+    let schedule = || worker.schedule(vec![heavy.clone()], Reply::to_nobody());
+    assert!(!heavy.is_light(), "its graph is freed with it");
+    let gate = Gate::hold(&worker);
+    let queued = run(&worker, || Ok(Value::Done));
+    let (reply, error) = schedule().unwrap_err();
+    reply.forget();
+    assert_eq!(error, Error::QueueFull { capacity: 1 });
+    assert!(!heavy.is_light());
+    gate.open().unwrap();
+    queued.wait().unwrap();
+
+    let gate = Gate::hold(&worker);
+    assert!(schedule().is_ok());
+    assert!(heavy.is_light(), "the graph goes when it is scheduled");
+    worker.close();
+    gate.open().unwrap();
+    until_ended(&worker);
+    assert!(!heavy.is_light(), "it was not");
 }
 
 #[test]
