@@ -188,6 +188,7 @@ defmodule Emily.StreamStressTest do
       end
     end
 
+    # On a card a worker begins with it before it is asked for.
     test "gives the bits of one that is computed op by op, on 8 streams that read each other's" do
       device = Emily.TestDevice.device()
       one = Stream.new(device).worker

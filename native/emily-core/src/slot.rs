@@ -6,6 +6,7 @@
 
 use crate::build::Build;
 use crate::device::Device;
+use crate::early::Unscheduled;
 use crate::error::{Error, Result};
 use crate::mlx;
 use crate::worker::Worker;
@@ -190,11 +191,17 @@ pub struct Home {
     device: Device,
     /// Of the tensors that were made here and live.
     bytes: AtomicUsize,
+    unscheduled: Unscheduled,
 }
 
 impl Home {
     pub(crate) fn new(slot: &Arc<Slot>, device: Device) -> Self {
-        Home { slot: Arc::clone(slot), device, bytes: AtomicUsize::new(0) }
+        Home {
+            slot: Arc::clone(slot),
+            device,
+            bytes: AtomicUsize::new(0),
+            unscheduled: Unscheduled::default(),
+        }
     }
 
     /// The slot.
@@ -215,6 +222,11 @@ impl Home {
     /// Bytes of the tensors that were made here and live, computed or not.
     pub fn bytes(&self) -> usize {
         self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// What was built here since its worker was last given work.
+    pub(crate) fn unscheduled(&self) -> &Unscheduled {
+        &self.unscheduled
     }
 
     pub(crate) fn add(&self, bytes: usize) {

@@ -272,7 +272,12 @@ impl Tensor {
     /// Whether so much was built for it, and is not computed, that who built it should collect its garbage: MLX
     /// uses the buffer of a result on the way again where nobody refers to the result.
     pub fn has_much_on_its_way(&self) -> bool {
-        !self.is_ready() && self.0.graph.nodes >= MUCH
+        self.has_on_its_way(MUCH)
+    }
+
+    /// Whether so many nodes, what is used twice counted twice, are built for it and not computed.
+    pub(crate) fn has_on_its_way(&self, nodes: usize) -> bool {
+        !self.is_ready() && self.0.graph.nodes >= nodes
     }
 
     /// Whether something in its graph can fail while it is computed.
