@@ -159,6 +159,54 @@ defmodule Emily.StreamStressTest do
     test "is shared 1,000 times", do: assert_shared(1_000, 16)
   end
 
+  describe "a long graph" do
+    # Each step takes the last result and an older one; results are dropped, and now and then collected.
+    defp long(worker, seed, each) do
+      x = tensor(for(n <- 1..64, do: :math.sin(n * seed)), @f32)
+
+      {last, kept, middle} =
+        Enum.reduce(1..120, {x, [x], nil}, fn n, {y, kept, middle} ->
+          older = Enum.at(kept, rem(n * 7 + seed, length(kept)))
+          product = Native.tanh(worker, Native.multiply(worker, y, older))
+          z = Native.add(worker, product, x)
+          each.(z)
+          if rem(n * seed, 23) == 0, do: :erlang.garbage_collect()
+          {z, [z | Enum.take(kept, 5)], if(n == 70, do: z, else: middle)}
+        end)
+
+      {last, middle, Enum.at(kept, 3)}
+    end
+
+    defp long_user(others, worker, expected, rounds) do
+      for _ <- 1..rounds, {seed, {last, middle, kept}} <- expected do
+        {a, b, c} = long(worker, seed, fn _ -> :ok end)
+        other = Enum.random(others)
+        assert {seed, read(other, b)} == {seed, middle}
+        assert {seed, read(worker, a)} == {seed, last}
+        if seed == 2, do: Native.deallocate(b)
+        assert {seed, read(other, c)} == {seed, kept}
+      end
+    end
+
+    # On a card a worker begins with it before it is asked for.
+    test "gives the bits of one that is computed op by op, on 8 streams that read each other's" do
+      device = Emily.TestDevice.device()
+      one = Stream.new(device).worker
+
+      expected =
+        for seed <- 1..4 do
+          {a, b, c} = long(one, seed, &Native.eval(one, &1))
+          {seed, {read(one, a), read(one, b), read(one, c)}}
+        end
+
+      streams = for _ <- 1..8, do: Stream.new(device)
+      workers = Enum.map(streams, & &1.worker)
+      user = fn worker -> long_user(workers -- [worker], worker, expected, 5) end
+      workers |> Enum.map(&Task.async(fn -> user.(&1) end)) |> Task.await_many(60_000)
+      Enum.each(streams, &Stream.close/1)
+    end
+  end
+
   describe "callers killed at random" do
     defp assert_survives(kills) do
       :rand.seed(:exsss, {kills, 5, 1})

@@ -11,6 +11,7 @@ pub mod build;
 mod check;
 pub mod device;
 pub mod dtype;
+mod early;
 pub mod error;
 pub mod halt;
 mod load;

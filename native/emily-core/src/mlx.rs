@@ -31,7 +31,7 @@ pub(crate) fn install_error_handler() {
     });
 }
 
-/// Sets what MLX reads from the environment, unless the user has, and mends its threads of CUDA streams.
+/// Sets what MLX reads from the environment, unless the user has, and mends what it does with CUDA's streams.
 /// Must run once, before anything else of MLX.
 pub(crate) fn configure() {
     let defaults = [
@@ -51,6 +51,8 @@ pub(crate) fn configure() {
     }
     // SAFETY: nothing of MLX runs yet, and this is called once.
     unsafe { mlx_sys::emily_cuda_quiet_workers() };
+    // SAFETY: as above.
+    unsafe { mlx_sys::emily_cuda_keep_events() };
 }
 
 extern "C" fn on_error(message: *const c_char, data: *mut c_void) {

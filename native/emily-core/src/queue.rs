@@ -43,6 +43,7 @@ pub struct Queue<J> {
     stopping: AtomicBool,
     /// Jobs inside, the running one not counted.
     waiting: AtomicUsize,
+    running: AtomicBool,
     capacity: usize,
 }
 
@@ -78,6 +79,7 @@ impl<J> Queue<J> {
             open: AtomicBool::new(true),
             stopping: AtomicBool::new(false),
             waiting: AtomicUsize::new(0),
+            running: AtomicBool::new(false),
             capacity,
         };
         (queue, Jobs(receiver))
@@ -123,6 +125,11 @@ impl<J> Queue<J> {
         self.waiting.load(Ordering::Relaxed)
     }
 
+    /// Whether no job is inside and none runs.
+    pub fn is_idle(&self) -> bool {
+        self.waiting() == 0 && !self.running.load(Ordering::Relaxed)
+    }
+
     /// The most jobs that may wait.
     pub fn capacity(&self) -> usize {
         self.capacity
@@ -131,12 +138,14 @@ impl<J> Queue<J> {
     /// Hands every job to `run`, or to `refuse` once the queue is stopping, until no more can come.
     pub fn serve(&self, jobs: &Jobs<J>, mut run: impl FnMut(J), mut refuse: impl FnMut(J)) {
         while let Some(job) = jobs.next() {
+            self.running.store(true, Ordering::Relaxed);
             self.waiting.fetch_sub(1, Ordering::Relaxed);
             if self.stopping.load(Ordering::Acquire) {
                 refuse(job);
             } else {
                 run(job);
             }
+            self.running.store(false, Ordering::Relaxed);
         }
     }
 }

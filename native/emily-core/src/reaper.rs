@@ -8,19 +8,19 @@ use crate::halt;
 use crate::mlx;
 use crate::op::{Fill, Op};
 use crate::retired;
-use crate::slot::Lease;
+use crate::slot::{Lease, Slot};
 use crate::tensor::{evaluate, wait_for};
 use crossbeam_channel::{unbounded, Receiver, RecvTimeoutError, Sender};
 use mlx_rs::Array;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 /// What is to be ended.
 enum Remains {
     Array(Array),
-    /// What a stream may still write to, or the graph of a lazy array that holds such.
-    Scheduled(Array),
+    /// What a stream of the slot may still write to, or the graph of a lazy array that holds such.
+    Scheduled(Array, Arc<Slot>),
     /// Something with arrays inside.
     Arrays(Box<dyn Send>),
     /// Not an end: look at what is retired, when its threads have had their time.
@@ -127,7 +127,9 @@ fn reap(remains: &Receiver<Remains>) {
 fn end(remains: Remains) {
     match remains {
         Remains::Array(array) => halt::free(array),
-        Remains::Scheduled(array) => {
+        Remains::Scheduled(array, slot) => {
+            // Before that there may be no event to wait for.
+            slot.wait_until_scheduled();
             // A buffer that is freed is somebody else's next: what a stream still writes to it has to be written.
             wait_for(&array);
             halt::free(array);
@@ -158,9 +160,9 @@ pub(crate) fn free(array: Array) {
     hand_over(Remains::Array(array));
 }
 
-/// Frees an array once what was scheduled of it and of its graph is computed.
-pub(crate) fn free_once_computed(array: Array) {
-    hand_over(Remains::Scheduled(array));
+/// Frees an array of a slot once what was scheduled of it and of its graph is computed.
+pub(crate) fn free_once_computed(array: Array, slot: &Arc<Slot>) {
+    hand_over(Remains::Scheduled(array, Arc::clone(slot)));
 }
 
 /// Frees something with arrays inside soon.

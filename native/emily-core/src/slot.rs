@@ -6,10 +6,12 @@
 
 use crate::build::Build;
 use crate::device::Device;
+use crate::early::Unscheduled;
 use crate::error::{Error, Result};
 use crate::mlx;
 use crate::worker::Worker;
 use mlx_sys::mlx_stream;
+use std::cell::RefCell;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{
     Arc, Condvar, Mutex, MutexGuard, OnceLock, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak,
@@ -48,6 +50,18 @@ pub(crate) fn scheduling() -> RwLockReadGuard<'static, ()> {
     let gate = evaluating();
     SCHEDULED.store(true, Ordering::Relaxed);
     gate
+}
+
+thread_local! {
+    /// The slot whose nodes this thread evaluates.
+    static OWN: RefCell<Option<Arc<Slot>>> = const { RefCell::new(None) };
+}
+
+/// Schedules nodes of the slot that this thread holds.
+pub(crate) fn while_scheduling<T>(schedule: impl FnOnce() -> T) -> T {
+    let own = OWN.with_borrow(Clone::clone);
+    let _scheduling = own.as_ref().map(|slot| slot.scheduling.lock());
+    schedule()
 }
 
 /// Whether there may be work that nobody waits for.
@@ -93,6 +107,8 @@ pub struct Slot {
     occupancy: Mutex<Occupancy>,
     /// Told whenever the slot becomes free.
     freed: Condvar,
+    /// Held while nodes of its streams are being scheduled.
+    scheduling: parking_lot::Mutex<()>,
 }
 
 /// Who may evaluate on the slot.
@@ -126,6 +142,17 @@ impl Slot {
     /// How nodes are built on its stream of a device.
     pub fn build(&self, device: Device) -> Build {
         Build::new(device, self.cpu, self.gpu)
+    }
+
+    /// Whether no node of its streams is in the middle of being scheduled. A node that a graph alone holds, or
+    /// nobody else, is in no later scheduling, so that its event stays as it is then.
+    pub(crate) fn has_scheduled(&self) -> bool {
+        self.scheduling.try_lock().is_some()
+    }
+
+    /// Waits until that is so.
+    pub(crate) fn wait_until_scheduled(&self) {
+        drop(self.scheduling.lock());
     }
 
     /// Waits for what was scheduled and never waited for. No stream may be made meanwhile.
@@ -164,11 +191,17 @@ pub struct Home {
     device: Device,
     /// Of the tensors that were made here and live.
     bytes: AtomicUsize,
+    unscheduled: Unscheduled,
 }
 
 impl Home {
     pub(crate) fn new(slot: &Arc<Slot>, device: Device) -> Self {
-        Home { slot: Arc::clone(slot), device, bytes: AtomicUsize::new(0) }
+        Home {
+            slot: Arc::clone(slot),
+            device,
+            bytes: AtomicUsize::new(0),
+            unscheduled: Unscheduled::default(),
+        }
     }
 
     /// The slot.
@@ -191,6 +224,11 @@ impl Home {
         self.bytes.load(Ordering::Relaxed)
     }
 
+    /// What was built here since its worker was last given work.
+    pub(crate) fn unscheduled(&self) -> &Unscheduled {
+        &self.unscheduled
+    }
+
     pub(crate) fn add(&self, bytes: usize) {
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
     }
@@ -203,7 +241,22 @@ impl Home {
 /// The right to evaluate on a slot; gives the slot back when dropped.
 pub(crate) struct Lease(Arc<Slot>);
 
+/// While it lives, its thread evaluates nodes of a slot that it holds.
+pub(crate) struct Evaluating(Option<Arc<Slot>>);
+
+impl Drop for Evaluating {
+    fn drop(&mut self) {
+        // The thread's locals are gone at its end.
+        let _ = OWN.try_with(|own| own.replace(self.0.take()));
+    }
+}
+
 impl Lease {
+    /// Has the calling thread evaluate nodes of the slot.
+    pub(crate) fn enter(&self) -> Evaluating {
+        Evaluating(OWN.replace(Some(Arc::clone(&self.0))))
+    }
+
     /// Makes the first slots.
     pub(crate) fn prepare() -> Result<()> {
         let mut pool = pool();
@@ -335,6 +388,7 @@ impl Pool {
                 index: self.all.len(),
                 occupancy: Mutex::new(Occupancy::Free),
                 freed: Condvar::new(),
+                scheduling: parking_lot::Mutex::new(()),
             });
             self.all.push(Arc::clone(&slot));
             self.fresh.push(slot);

@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::halt;
 use crate::mlx;
 use crate::op::Op;
-use crate::place;
+use crate::place::{self, is_computed};
 use crate::reaper;
 use crate::retired;
 use crate::risk::Risks;
@@ -113,7 +113,7 @@ impl Tensor {
     pub(crate) fn scheduled(array: Array, home: &Arc<Home>) -> Self {
         let graph = Weight { bytes: array.byte_size(), nodes: 1 };
         let tensor = Self::new(array, Some(home), home.device(), graph, Risks::default());
-        tensor.mark_scheduled();
+        tensor.0.scheduled.store(true, Ordering::Release);
         tensor
     }
 
@@ -250,11 +250,6 @@ impl Tensor {
         }
     }
 
-    /// Notes that its computation is asked for and nobody waits for it.
-    pub(crate) fn mark_scheduled(&self) {
-        self.0.scheduled.store(true, Ordering::Release);
-    }
-
     fn is_scheduled(&self) -> bool {
         self.0.scheduled.load(Ordering::Acquire)
     }
@@ -277,7 +272,12 @@ impl Tensor {
     /// Whether so much was built for it, and is not computed, that who built it should collect its garbage: MLX
     /// uses the buffer of a result on the way again where nobody refers to the result.
     pub fn has_much_on_its_way(&self) -> bool {
-        !self.is_ready() && self.0.graph.nodes >= MUCH
+        self.has_on_its_way(MUCH)
+    }
+
+    /// Whether so many nodes, what is used twice counted twice, are built for it and not computed.
+    pub(crate) fn has_on_its_way(&self, nodes: usize) -> bool {
+        !self.is_ready() && self.0.graph.nodes >= nodes
     }
 
     /// Whether something in its graph can fail while it is computed.
@@ -301,10 +301,9 @@ impl Tensor {
         let taken = self.0.array.write().take();
         match taken {
             Some(SharedArray(array)) => {
-                if self.0.may_be_in_flight() && is_in_flight(&array) {
-                    reaper::free_once_computed(array);
-                } else {
-                    halt::free(array);
+                match self.0.in_flight(&array) {
+                    Some(slot) => reaper::free_once_computed(array, slot),
+                    None => halt::free(array),
                 }
                 true
             }
@@ -318,6 +317,11 @@ impl Tensor {
         let handles: Vec<Array> =
             pending.iter().map(|tensor| tensor.array("Eval", 0)).collect::<Result<_>>()?;
         let outcome = evaluate("Eval", handles.iter());
+        if outcome.is_err() {
+            // Nobody has waited for what it had scheduled before it failed.
+            let computed = pending.iter().zip(&handles).filter(|(_, array)| is_computed(array));
+            computed.for_each(|(tensor, _)| tensor.0.scheduled.store(true, Ordering::Release));
+        }
         pending.iter().for_each(|tensor| tensor.settle(&outcome));
         outcome
     }
@@ -420,18 +424,55 @@ impl std::fmt::Debug for Tensor {
     }
 }
 
+/// Notes of tensors that their computation is asked for and nobody waits for it. Dropped, it takes back what it noted.
+pub(crate) struct Mark(Vec<Tensor>);
+
+impl Mark {
+    pub(crate) fn of(tensors: &[Tensor]) -> Self {
+        let is_new = |tensor: &&Tensor| !tensor.0.scheduled.swap(true, Ordering::AcqRel);
+        Mark(tensors.iter().filter(is_new).cloned().collect())
+    }
+
+    /// Leaves the notes of what was scheduled, on the thread that holds the slot. Of a scheduling that failed that
+    /// may be some.
+    pub(crate) fn settle(mut self) {
+        self.0.retain(|tensor| tensor.handle("AsyncEval").is_ok_and(|array| !is_computed(&array)));
+    }
+}
+
+impl Drop for Mark {
+    fn drop(&mut self) {
+        self.0.iter().for_each(|tensor| tensor.0.scheduled.store(false, Ordering::Release));
+    }
+}
+
 impl Inner {
     fn byte_size(&self) -> usize {
         self.shape.iter().map(|&size| size as usize).product::<usize>() * self.dtype.size()
     }
 
-    /// Whether the last handle of its array may have to wait for a stream. MLX keeps the results on an evaluation's
-    /// way until they are used, but not those that it was asked for.
+    /// Whether a stream may still write to what dropping its array frees.
     fn may_be_in_flight(&self) -> bool {
         self.device.has_memory_of_its_own()
             && !self.ready.load(Ordering::Acquire)
             && slot::has_scheduled()
             && !halt::is_halting()
+    }
+
+    /// The slot of a stream that writes, or may write, to what this handle of its array frees. MLX keeps the results
+    /// on an evaluation's way until they are used, but not those that it was asked for.
+    fn in_flight(&self, array: &Array) -> Option<&Arc<Slot>> {
+        if !self.may_be_in_flight() || is_shared(array) {
+            return None;
+        }
+        let is_computed = is_computed(array);
+        if is_computed && !self.scheduled.load(Ordering::Acquire) {
+            return None;
+        }
+        let slot = self.home.as_ref()?.slot();
+        let is_long = !is_computed && !self.graph.is_light();
+        // Before a scheduling has ended, what it has made so far cannot be asked.
+        (is_long || !slot.has_scheduled() || is_in_flight(array)).then_some(slot)
     }
 }
 
@@ -444,16 +485,15 @@ impl Drop for Inner {
         let Some(SharedArray(array)) = self.array.get_mut().take() else { return };
         let is_ready = self.ready.load(Ordering::Acquire);
         let weight = if is_ready { Weight { bytes, nodes: 0 } } else { self.graph };
-        let may_be_in_flight = self.may_be_in_flight();
         // As a rule the graph that was built on a shared one has it, and frees it.
-        if weight.is_light() && !may_be_in_flight || is_shared(&array) {
+        if weight.is_light() && !self.may_be_in_flight() || is_shared(&array) {
             halt::free(array);
-        } else if !may_be_in_flight {
-            free(array, weight);
-        } else if !weight.is_light() || is_in_flight(&array) {
-            reaper::free_once_computed(array);
+        } else if let Some(slot) = self.in_flight(&array) {
+            reaper::free_once_computed(array, slot);
         } else {
-            halt::free(array);
+            // What was computed has no graph any more.
+            let weight = if is_computed(&array) { Weight { bytes, nodes: 0 } } else { weight };
+            free(array, weight);
         }
     }
 }

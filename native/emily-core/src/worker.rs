@@ -11,6 +11,7 @@
 //! A tensor that is lazy when its worker ends stays usable: see [`make_ready`].
 
 use crate::device::Device;
+use crate::early::{self, AtWork};
 use crate::error::{Error, Result};
 use crate::load;
 use crate::op::Op;
@@ -19,7 +20,7 @@ use crate::queue::{Jobs, Queue, Refusal};
 use crate::reaper;
 use crate::reply::{Reply, Value};
 use crate::slot::{self, Home, Lease, Occupied, Slot};
-use crate::tensor::Tensor;
+use crate::tensor::{Mark, Tensor};
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::{self, JoinHandle};
@@ -144,7 +145,25 @@ impl Worker {
         if !self.is_open() {
             return Err(Error::Stopped);
         }
-        Tensor::build(op, inputs, &self.home)
+        let tensor = Tensor::build(op, inputs, &self.home)?;
+        self.home.unscheduled().add(tensor.byte_size());
+        Ok(tensor)
+    }
+
+    /// Schedules a tensor that was just built here, unasked, if its device is a card and no stream has work. Where
+    /// that is refused, whoever asks for the tensor is told.
+    pub fn begin_early(&self, built: &Tensor) -> bool {
+        let begins = self.device().is_cuda() && self.is_worth_a_part(built) && AtWork::is_nobody();
+        begins && self.schedule(vec![built.clone()], Reply::to_nobody()).map_err(forget).is_ok()
+    }
+
+    /// Whether what was built makes a part for a worker that would be idle otherwise, and nothing in it can
+    /// fail: its failure would have nobody to be told.
+    pub fn is_worth_a_part(&self, built: &Tensor) -> bool {
+        self.home.unscheduled().is_worth_a_part()
+            && built.has_on_its_way(early::ENOUGH_OPS)
+            && !built.can_fail()
+            && self.queue.is_idle()
     }
 
     /// Queues an op; it is built and evaluated on the worker and answers with ready tensors. The
@@ -201,8 +220,12 @@ impl Worker {
     /// # Errors
     /// As [`Worker::call`].
     pub fn schedule(&self, tensors: Vec<Tensor>, reply: Reply) -> Refused {
-        tensors.iter().for_each(Tensor::mark_scheduled);
-        self.call(reply, move |_| Tensor::schedule(&tensors).map(|()| Value::Done))
+        let mark = Mark::of(&tensors);
+        self.call(reply, move |_| {
+            let outcome = Tensor::schedule(&tensors);
+            mark.settle();
+            outcome.map(|()| Value::Done)
+        })
     }
 
     /// Queues loading a file; answers with [`Value::Loaded`].
@@ -246,6 +269,7 @@ impl Worker {
     // The job goes back to whoever has another place for it.
     #[allow(clippy::result_large_err)]
     fn submit(&self, job: Job) -> std::result::Result<(), (Job, Error)> {
+        self.home.unscheduled().reset();
         self.queue.submit(job).map_err(|(job, refusal)| {
             let error = match refusal {
                 Refusal::Full => Error::QueueFull { capacity: self.queue.capacity() },
@@ -258,6 +282,10 @@ impl Worker {
 
 /// A job that was not taken gives its reply back, so that the caller can be told at once.
 pub type Refused = std::result::Result<(), (Reply, Error)>;
+
+fn forget((reply, _): (Reply, Error)) {
+    reply.forget();
+}
 
 /// Queues the evaluation of lazy tensors where they are at home: all must be of one slot. The worker
 /// that holds the slot does it; where that worker is gone, `guest` does, borrowing the slot.
@@ -287,10 +315,12 @@ pub fn make_ready(tensors: Vec<Tensor>, guest: &Worker, reply: Reply) -> Refused
 fn run(worker: &Arc<Worker>, lease: Lease, jobs: &Jobs<Job>) {
     // An evaluation asks for the thread's default streams and would make some for itself.
     worker.home.build().set_default();
+    let evaluating = lease.enter();
     worker.queue.serve(jobs, |job| perform(worker, job), |job| refuse(worker, job));
     // What was scheduled without anybody waiting and failed has nobody to be told.
     let _ = slot::synchronize(worker.slot());
     program::clear_traces();
+    drop(evaluating);
     drop(lease);
     let handle = worker.thread.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
     if let Some(handle) = handle {
@@ -299,6 +329,7 @@ fn run(worker: &Arc<Worker>, lease: Lease, jobs: &Jobs<Job>) {
 }
 
 fn perform(worker: &Worker, job: Job) {
+    let _at_work = AtWork::begin();
     if !job.reply.is_wanted() {
         job.reply.forget();
         return;
@@ -384,6 +415,7 @@ fn evaluate(tensors: &[Tensor]) -> Result<Value> {
 /// Evaluates with the borrowed slot's streams as the thread's defaults.
 fn on_borrowed(lease: &Lease, tensors: &[Tensor]) -> Result<Value> {
     lease.slot().build(Device::preferred()).set_default();
+    let _evaluating = lease.enter();
     evaluate(tensors)
 }
 

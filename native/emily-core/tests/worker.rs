@@ -6,7 +6,8 @@ use emily_core::device::Device;
 use emily_core::error::{Error, Kind};
 use emily_core::op::Op;
 use emily_core::reply::{Reply, Value};
-use emily_core::worker::Owner;
+use emily_core::tensor::Tensor;
+use emily_core::worker::{Owner, Worker};
 use runtime::*;
 use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -50,6 +51,85 @@ fn scheduling_is_attended_where_jobs_wait_or_an_op_can_fail() {
     assert!(!worker.schedules_unattended(std::slice::from_ref(&square)));
     gate.open().unwrap();
     assert_eq!(read_f32(&worker, &square), [1.0, 4.0, 4.0, 16.0]);
+}
+
+/// A chain of so many ops on `x`.
+fn ops(worker: &Worker, x: &Tensor, count: usize) -> Tensor {
+    (0..count).fold(x.clone(), |y, _| build(worker, &Op::Sin, &[&y]).unwrap())
+}
+
+/// As many ops as are begun unasked.
+const PART: usize = 24;
+
+#[test]
+fn a_part_is_worth_beginning_once_enough_is_built_for_an_idle_worker() {
+    let worker = worker();
+    let x = vector(&[1.0]);
+    let short = ops(&worker, &x, PART - 1);
+    assert!(!worker.is_worth_a_part(&short));
+    let part = build(&worker, &Op::Sin, &[&short]).unwrap();
+    assert!(worker.is_worth_a_part(&part));
+    assert!(worker.device() == Device::Gpu || !worker.begin_early(&part), "a CPU never does");
+    let alone = build(&worker, &Op::Sin, &[&x]).unwrap();
+    assert!(!worker.is_worth_a_part(&alone), "it is no part of what was built before");
+
+    let gate = Gate::hold(&worker);
+    let next = ops(&worker, &part, PART);
+    assert!(!worker.is_worth_a_part(&next), "a job runs");
+    gate.open().unwrap();
+    let expected = (0..2 * PART).fold(1.0_f32, |y, _| y.sin());
+    assert!((read_f32(&worker, &next)[0] - expected).abs() < 1e-5);
+}
+
+#[test]
+fn what_was_begun_is_not_counted_again() {
+    let worker = worker();
+    let part = ops(&worker, &vector(&[1.0]), PART);
+    assert!(worker.is_worth_a_part(&part));
+    assert!(worker.schedule(vec![part.clone()], Reply::to_nobody()).is_ok());
+    worker.close();
+    until_ended(&worker);
+    assert!(!worker.is_worth_a_part(&part));
+}
+
+#[test]
+fn no_part_is_begun_that_can_fail_or_is_large() {
+    let worker = worker();
+    let x = tensor(&[2.0, 0.0, 0.0, 4.0], &[2, 2]);
+    let inverse = build(&worker, &Op::LinalgInv, &[&x]).unwrap();
+    let fails = ops(&worker, &inverse, PART);
+    assert!(!worker.is_worth_a_part(&fails));
+    let part = ops(&worker, &x, PART);
+    assert!(worker.is_worth_a_part(&part));
+    // 256 KiB each, which nobody computes.
+    let large = matrix(256, 256);
+    ops(&worker, &large, 4);
+    let after = ops(&worker, &x, PART);
+    assert!(!worker.is_worth_a_part(&after));
+}
+
+#[test]
+fn a_refused_scheduling_leaves_the_tensor_as_it_was() {
+    let worker = worker_with(1);
+    let heavy = ops(&worker, &vector(&[1.0]), 100);
+    let schedule = || worker.schedule(vec![heavy.clone()], Reply::to_nobody());
+    assert!(!heavy.is_light(), "its graph is freed with it");
+    let gate = Gate::hold(&worker);
+    let queued = run(&worker, || Ok(Value::Done));
+    let (reply, error) = schedule().unwrap_err();
+    reply.forget();
+    assert_eq!(error, Error::QueueFull { capacity: 1 });
+    assert!(!heavy.is_light());
+    gate.open().unwrap();
+    queued.wait().unwrap();
+
+    let gate = Gate::hold(&worker);
+    assert!(schedule().is_ok());
+    assert!(heavy.is_light(), "the graph goes when it is scheduled");
+    worker.close();
+    gate.open().unwrap();
+    until_ended(&worker);
+    assert!(!heavy.is_light(), "it was not");
 }
 
 #[test]

@@ -171,6 +171,9 @@ fn apply<'a>(env: Env<'a>, worker: Term<'a>, op: Term<'a>, inputs: Term<'a>) -> 
         let tensor = worker.0.build(&op, &tensors)?;
         let collect = should_collect(tensor.byte_size());
         account_for(env, BUILDING + FREEING * freed as u32);
+        if worker.0.begin_early(&tensor) {
+            account_for(env, WAKING);
+        }
         let tensor = TensorResource::new(tensor).encode(env);
         Ok(if collect { (atoms::collect(), tensor).encode(env) } else { tensor })
     };
@@ -188,6 +191,9 @@ fn account_for(env: Env, time: Duration) {
 /// What building an op takes unless many processes build at the same time. To measure it would cost a
 /// twentieth of that.
 const BUILDING: Duration = Duration::from_micros(10);
+
+/// What waking a worker takes, which may sleep.
+const WAKING: Duration = Duration::from_micros(50);
 
 /// What freeing a tensor takes that has left the caches.
 const FREEING: Duration = Duration::from_micros(5);

@@ -1,4 +1,4 @@
-// What mlx-c does not tell of an array, and an evaluation whose end is looked for.
+// What mlx-c does not tell of an array, and the wait for an evaluation whose end is looked for.
 
 #include <atomic>
 #include <chrono>
@@ -9,7 +9,6 @@
 #include "mlx/array.h"
 #include "mlx/c/error.h"
 #include "mlx/c/private/mlx.h"
-#include "mlx/transforms.h"
 
 extern "C" uintptr_t emily_array_id(mlx_array array) {
   return mlx_array_get_(array).id();
@@ -81,10 +80,9 @@ void pause_between_looks() {
 
 } // namespace
 
-extern "C" int emily_eval_awake(const mlx_vector_array outputs, unsigned microseconds) {
+extern "C" int emily_wait_awake(const mlx_vector_array outputs, unsigned microseconds) {
   try {
     auto& arrays = mlx_vector_array_get_(outputs);
-    mlx::core::async_eval(arrays);
     const auto until = std::chrono::steady_clock::now() + std::chrono::microseconds(microseconds);
     for (const auto& array : arrays) {
       while (!array.is_available() && std::chrono::steady_clock::now() < until) {

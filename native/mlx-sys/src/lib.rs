@@ -147,9 +147,9 @@ extern "C" {
     /// What tells an array from all others that live. The handle must hold one.
     pub fn emily_array_id(array: mlx_array) -> usize;
 
-    /// `mlx_eval` of a graph of a GPU's streams alone, whose end the thread looks for so long before it sleeps
-    /// until it is told.
-    pub fn emily_eval_awake(
+    /// Waits for arrays whose computation is scheduled on a GPU's streams alone. The thread looks for the end so
+    /// long before it sleeps until it is told.
+    pub fn emily_wait_awake(
         outputs: mlx_vector_array,
         microseconds: std::os::raw::c_uint,
     ) -> std::os::raw::c_int;
@@ -188,6 +188,10 @@ extern "C" {
     /// Holds for streams that are made later; to be called once. Returns whether MLX is built so that it
     /// can be done.
     pub fn emily_cuda_quiet_workers() -> bool;
+
+    /// Has the events of CUDA that are given back used again, where MLX is built so that it can be done. To be
+    /// called once, before anything of CUDA. Returns whether it is done.
+    pub fn emily_cuda_keep_events() -> bool;
 
     /// Has the compiler of CUDA's kernels make its statics, where MLX is built for CUDA. What is registered
     /// for the exit after that runs before they end.

@@ -27,10 +27,15 @@ pub(crate) fn evaluate<'a>(
         if let Some(_turn) = ends_soon.then(look::Turn::take).flatten() {
             let limit = look::time().as_micros() as c_uint;
             // SAFETY: a live vector of arrays whose slot the caller holds.
-            return mlx::check(op, unsafe { mlx_sys::emily_eval_awake(outputs.as_raw(), limit) });
+            let status =
+                slot::while_scheduling(|| unsafe { mlx_sys::mlx_async_eval(outputs.as_raw()) });
+            mlx::check(op, status)?;
+            // SAFETY: as above.
+            return mlx::check(op, unsafe { mlx_sys::emily_wait_awake(outputs.as_raw(), limit) });
         }
         // SAFETY: as above.
-        mlx::check(op, unsafe { mlx_sys::mlx_eval(outputs.as_raw()) })
+        let status = slot::while_scheduling(|| unsafe { mlx_sys::mlx_eval(outputs.as_raw()) });
+        mlx::check(op, status)
     })?;
     for array in arrays {
         // What was scheduled before has an event, which has to go before other threads use the array.
@@ -49,5 +54,6 @@ pub(crate) fn schedule<'a>(
     let _gate = slot::scheduling();
     let _room = Room::take(outputs.as_raw());
     // SAFETY: a live vector of arrays whose slot the caller holds.
-    mlx::check(op, unsafe { mlx_sys::mlx_async_eval(outputs.as_raw()) })
+    let status = slot::while_scheduling(|| unsafe { mlx_sys::mlx_async_eval(outputs.as_raw()) });
+    mlx::check(op, status)
 }
