@@ -510,9 +510,10 @@ defmodule Emily.BackendPropertyTest do
 
   ## Reductions
 
-  for name <- [:sum, :product] do
+  # Products of no order go beyond a type's largest number: infinity times zero depends on which comes first.
+  for {name, range} <- [sum: {-3, 3}, product: {-1, 1}] do
     property "#{name}" do
-      check all(tensor <- tensor(range: {-3, 3}), opts <- axes_options(tensor)) do
+      check all(tensor <- tensor(range: unquote(range)), opts <- axes_options(tensor)) do
         # A product of many halves has as many roundings.
         tolerance = if elem(tensor.type, 0) in [:f, :bf, :c], do: 3.0e-2, else: 0
         assert_like_binary_backend(tensor, &Nx.unquote(name)(&1, opts), tolerance: tolerance)
