@@ -19,8 +19,8 @@ use std::time::{Duration, Instant};
 /// What is to be ended.
 enum Remains {
     Array(Array),
-    /// What a stream of the slot may still write to, or the graph of a lazy array that holds such.
-    Scheduled(Array, Arc<Slot>),
+    /// Not an end: a slot keeps what its streams may still write to, or graphs of lazy arrays that hold such.
+    Scheduled(Arc<Slot>),
     /// Something with arrays inside.
     Arrays(Box<dyn Send>),
     /// Not an end: look at what is retired, when its threads have had their time.
@@ -127,12 +127,12 @@ fn reap(remains: &Receiver<Remains>) {
 fn end(remains: Remains) {
     match remains {
         Remains::Array(array) => halt::free(array),
-        Remains::Scheduled(array, slot) => {
-            // Before that there may be no event to wait for.
-            slot.wait_until_scheduled();
-            // A buffer that is freed is somebody else's next: what a stream still writes to it has to be written.
-            wait_for(&array);
-            halt::free(array);
+        Remains::Scheduled(slot) => {
+            for array in slot.take_kept() {
+                // A buffer that is freed is somebody else's next: what a stream still writes to it has to be written.
+                wait_for(&array);
+                halt::free(array);
+            }
         }
         Remains::Arrays(arrays) => halt::free(arrays),
         Remains::Thread(handle) => {
@@ -162,7 +162,9 @@ pub(crate) fn free(array: Array) {
 
 /// Frees an array of a slot once what was scheduled of it and of its graph is computed.
 pub(crate) fn free_once_computed(array: Array, slot: &Arc<Slot>) {
-    hand_over(Remains::Scheduled(array, Arc::clone(slot)));
+    if slot.keep(array) {
+        hand_over(Remains::Scheduled(Arc::clone(slot)));
+    }
 }
 
 /// Frees something with arrays inside soon.
@@ -190,4 +192,45 @@ pub fn flush() {
     let (done, flushed) = crossbeam_channel::bounded(1);
     hand_over(Remains::Flush(done));
     let _ = flushed.recv();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::slot::while_scheduling;
+    use crate::tensor::Tensor;
+
+    /// `flush` would empty the lists of retired tensors of other tests, too.
+    fn until_ended() {
+        let (done, flushed) = crossbeam_channel::bounded(1);
+        hand_over(Remains::Flush(done));
+        flushed.recv().unwrap();
+    }
+
+    #[test]
+    fn what_is_dropped_while_a_slot_schedules_is_freed_when_it_has() {
+        start().unwrap();
+        let lease = Lease::take().unwrap();
+        let _evaluating = lease.enter();
+        let slot = lease.slot();
+        let array = || {
+            let tensor = Tensor::from_bytes(&[0; 4], &[1], Dtype::Int32, Device::Cpu).unwrap();
+            tensor.handle("Ones").unwrap()
+        };
+        let is_held = |array: &Array| {
+            // SAFETY: the handle holds an array.
+            unsafe { mlx_sys::emily_array_is_shared(array.as_ptr()) }
+        };
+        let arrays = [array(), array(), array()];
+        while_scheduling(|| {
+            arrays.iter().for_each(|array| free_once_computed(array.clone(), slot));
+            assert!(arrays.iter().all(is_held));
+        });
+        until_ended();
+        assert!(!arrays.iter().any(is_held));
+        // What comes later is handed over again.
+        free_once_computed(arrays[0].clone(), slot);
+        until_ended();
+        assert!(!is_held(&arrays[0]));
+    }
 }

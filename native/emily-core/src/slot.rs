@@ -10,8 +10,10 @@ use crate::early::Unscheduled;
 use crate::error::{Error, Result};
 use crate::mlx;
 use crate::worker::Worker;
+use mlx_rs::Array;
 use mlx_sys::mlx_stream;
 use std::cell::RefCell;
+use std::mem;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{
     Arc, Condvar, Mutex, MutexGuard, OnceLock, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak,
@@ -109,6 +111,8 @@ pub struct Slot {
     freed: Condvar,
     /// Held while nodes of its streams are being scheduled.
     scheduling: parking_lot::Mutex<()>,
+    /// Arrays that nobody refers to any more, until the reaper takes them.
+    dropped: parking_lot::Mutex<Vec<Array>>,
 }
 
 /// Who may evaluate on the slot.
@@ -150,9 +154,19 @@ impl Slot {
         self.scheduling.try_lock().is_some()
     }
 
-    /// Waits until that is so.
-    pub(crate) fn wait_until_scheduled(&self) {
-        drop(self.scheduling.lock());
+    /// Keeps an array of its streams that nobody refers to any more. Returns whether it is the first since they
+    /// were taken.
+    pub(crate) fn keep(&self, array: Array) -> bool {
+        let mut dropped = self.dropped.lock();
+        dropped.push(array);
+        dropped.len() == 1
+    }
+
+    /// Waits until no node of its streams is in the middle of being scheduled, and takes what it keeps: all at
+    /// once, since the next scheduling may take as long again.
+    pub(crate) fn take_kept(&self) -> Vec<Array> {
+        let _scheduling = self.scheduling.lock();
+        mem::take(&mut self.dropped.lock())
     }
 
     /// Waits for what was scheduled and never waited for. No stream may be made meanwhile.
@@ -389,6 +403,7 @@ impl Pool {
                 occupancy: Mutex::new(Occupancy::Free),
                 freed: Condvar::new(),
                 scheduling: parking_lot::Mutex::new(()),
+                dropped: parking_lot::Mutex::default(),
             });
             self.all.push(Arc::clone(&slot));
             self.fresh.push(slot);
