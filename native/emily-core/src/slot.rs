@@ -148,10 +148,11 @@ impl Slot {
         Build::new(device, self.cpu, self.gpu)
     }
 
-    /// Whether no node of its streams is in the middle of being scheduled. A node that a graph alone holds, or
-    /// nobody else, is in no later scheduling, so that its event stays as it is then.
-    pub(crate) fn has_scheduled(&self) -> bool {
-        self.scheduling.try_lock().is_some()
+    /// Whether nodes of its streams are being scheduled, which may not have their events yet. A node that a graph
+    /// alone holds, or nobody else, is in no later scheduling, so that its event stays as it is after this one.
+    pub(crate) fn is_scheduling(&self) -> bool {
+        // To have had the lock is to see what was written under it.
+        self.scheduling.try_lock().is_none()
     }
 
     /// Keeps an array of its streams that nobody refers to any more. Returns whether it is the first since they
@@ -162,8 +163,8 @@ impl Slot {
         dropped.len() == 1
     }
 
-    /// Waits until no node of its streams is in the middle of being scheduled, and takes what it keeps: all at
-    /// once, since the next scheduling may take as long again.
+    /// Waits until no nodes of its streams are being scheduled, and takes what it keeps: all at once, since the
+    /// next scheduling may take as long again.
     pub(crate) fn take_kept(&self) -> Vec<Array> {
         let _scheduling = self.scheduling.lock();
         mem::take(&mut self.dropped.lock())

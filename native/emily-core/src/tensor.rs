@@ -472,7 +472,7 @@ impl Inner {
         let slot = self.home.as_ref()?.slot();
         let is_long = !is_computed && !self.graph.is_light();
         // Before a scheduling has ended, what it has made so far cannot be asked.
-        (is_long || !slot.has_scheduled() || is_in_flight(array)).then_some(slot)
+        (is_long || slot.is_scheduling() || is_in_flight(array)).then_some(slot)
     }
 }
 

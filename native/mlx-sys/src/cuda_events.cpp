@@ -16,8 +16,8 @@
 #include <dlfcn.h>
 #include <elf.h>
 #include <link.h>
-#include <sys/mman.h>
-#include <unistd.h>
+
+#include "protection.h"
 
 namespace {
 
@@ -233,10 +233,8 @@ extern "C" bool emily_cuda_keep_events() {
   if (found.place == nullptr) {
     return false;
   }
-  const auto size = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
-  auto* page = reinterpret_cast<void*>(reinterpret_cast<uintptr_t>(found.place) & ~(size - 1));
   // Read-only or not before, it works either way.
-  if (mprotect(page, size, PROT_READ | PROT_WRITE) != 0) {
+  if (!emily::set_protection(found.place, PROT_READ | PROT_WRITE)) {
     return false;
   }
   *found.place = reinterpret_cast<void*>(find_symbol);

@@ -16,8 +16,8 @@
 #include <vector>
 
 #include <dlfcn.h>
-#include <sys/mman.h>
-#include <unistd.h>
+
+#include "protection.h"
 
 namespace {
 
@@ -103,12 +103,6 @@ void run(Thread* thread) {
 const char* const thread_methods =
     "_ZTVNSt6thread11_State_implINS_8_InvokerISt5tupleIJMN3mlx4core2cu6WorkerEFvvESt10shared_ptrIS6_EEEEEEE";
 
-bool set_protection(void* address, int protection) {
-  const auto size = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
-  const auto page = reinterpret_cast<uintptr_t>(address) & ~(size - 1);
-  return mprotect(reinterpret_cast<void*>(page), size, protection) == 0;
-}
-
 } // namespace
 
 extern "C" bool emily_cuda_quiet_workers() {
@@ -121,13 +115,13 @@ extern "C" bool emily_cuda_quiet_workers() {
   Dl_info table;
   Dl_info code;
   if (dladdr(methods, &table) == 0 || dladdr(*slot, &code) == 0 || table.dli_fbase != code.dli_fbase ||
-      !set_protection(slot, PROT_READ | PROT_WRITE)) {
+      !emily::set_protection(slot, PROT_READ | PROT_WRITE)) {
     return false;
   }
   run_as_made = reinterpret_cast<Run>(*slot);
   *slot = reinterpret_cast<void*>(run);
   // It was read-only before, and works either way.
-  set_protection(slot, PROT_READ);
+  emily::set_protection(slot, PROT_READ);
   return true;
 }
 #else
