@@ -94,6 +94,9 @@ if System.argv() == ["--first"] do
 end
 
 {:ok, _} = Application.ensure_all_started(:emily)
+# To load a module takes the BEAM milliseconds.
+modules = [LongSchedule, Task, Enum | Application.spec(:emily, :modules)]
+for module <- modules, do: {:module, _} = Code.ensure_loaded(module)
 parent = self()
 # The BEAM itself takes long to make it.
 bytes = :binary.copy(:binary.copy(<<1>>, 1_000_000), 256)
