@@ -45,8 +45,8 @@ defmodule Emily.Memory do
   @doc """
   Gives the cache back to the system.
 
-  What was dropped before, and is being freed in the background, is given back too. Waits for running
-  evaluations on a CPU.
+  What was dropped before, and is being freed in the background, is given back too, as is what the C library keeps of
+  memory that was freed (glibc). Waits for running evaluations on a CPU.
   """
   @spec clear_cache() :: :ok
   def clear_cache do

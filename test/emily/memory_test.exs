@@ -4,7 +4,7 @@ defmodule Emily.MemoryTest do
 
   import Emily.Eventually
 
-  alias Emily.{Memory, Native, Stream}
+  alias Emily.{Footprint, Memory, Native, Stream}
   alias Emily.Native.Nif
 
   doctest Emily.Memory
@@ -93,6 +93,15 @@ defmodule Emily.MemoryTest do
     kept = bytes(20 * @megabyte)
     assert Memory.stats().peak >= 20 * @megabyte
     assert Native.shape(kept) == [20 * @megabyte]
+  end
+
+  @tag skip: not Footprint.known?() or Emily.TestDevice.device() != :cpu
+  test "clear_cache gives the system back what small tensors took too" do
+    tensors = for n <- 1..4_000, do: bytes(50_000 + n)
+    full = Footprint.now().resident
+    Enum.each(tensors, &Native.deallocate/1)
+    Memory.clear_cache()
+    assert full - Footprint.now().resident > 150 * @megabyte
   end
 
   test "clear_cache gives back what is kept" do

@@ -43,14 +43,21 @@ pub fn reset_peak() -> Result<()> {
     mlx::check("Memory", unsafe { mlx_sys::mlx_reset_peak_memory() })
 }
 
-/// Gives the cache back to the system. Waits for running evaluations on a CPU.
+/// Gives the cache back to the system, and what the C library keeps of freed memory. Waits for running evaluations
+/// on a CPU.
 ///
 /// # Errors
 /// MLX's reason.
 pub fn clear_cache() -> Result<()> {
     mlx::install_error_handler();
     // SAFETY: takes nothing.
-    mlx::check("Memory", unsafe { mlx_sys::mlx_clear_cache() })
+    mlx::check("Memory", unsafe { mlx_sys::mlx_clear_cache() })?;
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: takes the bytes to keep at the end of the main heap.
+    unsafe {
+        libc::malloc_trim(0)
+    };
+    Ok(())
 }
 
 /// What can be limited.
