@@ -8,15 +8,18 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Ops that are built before a worker that has nothing to do begins with them. A part costs its worker an event
 /// and a notice of its end, as much as some launches.
-pub(crate) const ENOUGH_OPS: usize = 24;
+pub(crate) const ENOUGH_OPS: usize = 12;
 
 /// The bytes of results up to which a part is begun. What has been begun takes memory, also what its caller has
 /// dropped and not yet collected, or will never ask for; and kernels of large results take longer than
 /// their launches.
 pub(crate) const MOST_BYTES: usize = 1 << 20;
 
-/// Workers that have a job. The driver bounds how many kernels all streams launch in a second, and parts cost more
-/// calls: where streams compute at the same time, the host has enough to do.
+/// Other workers that may have a job when a part is begun. The driver bounds how many kernels all streams launch in a
+/// second, and parts cost more calls: where more streams compute at the same time, the host has enough to do.
+const MOST_AT_WORK: usize = 1;
+
+/// Workers that have a job.
 static AT_WORK: AtomicUsize = AtomicUsize::new(0);
 
 /// A worker that has a job, while this lives.
@@ -28,9 +31,9 @@ impl AtWork {
         AtWork
     }
 
-    /// Whether no worker has a job.
-    pub(crate) fn is_nobody() -> bool {
-        AT_WORK.load(Ordering::Relaxed) == 0
+    /// Whether few workers have a job.
+    pub(crate) fn are_few() -> bool {
+        AT_WORK.load(Ordering::Relaxed) <= MOST_AT_WORK
     }
 }
 

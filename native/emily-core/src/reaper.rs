@@ -33,6 +33,10 @@ enum Remains {
     Flush(Sender<()>),
 }
 
+/// How long the reaper waits for a slot that is scheduling, as a rule for a millisecond. Seconds pass where a kernel
+/// is compiled meanwhile, and other slots' arrays are not to wait for that.
+const PATIENCE: Duration = Duration::from_millis(5);
+
 /// Of the reaper's thread.
 const NAME: &str = "emily-reaper";
 
@@ -103,35 +107,52 @@ fn prepare() -> Result<()> {
 fn reap(remains: &Receiver<Remains>) {
     let soon = || Instant::now() + retired::IDLE;
     let mut look_at: Option<Instant> = None;
+    // Those that were still scheduling.
+    let mut late = Vec::new();
     loop {
-        let first = match look_at {
+        late.retain(|slot| !has_freed_kept(slot));
+        let again = (!late.is_empty()).then(|| Instant::now() + GATHER);
+        let first = match look_at.into_iter().chain(again).min() {
             Some(at) if at <= Instant::now() => Err(RecvTimeoutError::Timeout),
             Some(at) => remains.recv_deadline(at),
             None => remains.recv().map_err(|_| RecvTimeoutError::Disconnected),
         };
         match first {
             Ok(first) => {
-                end(first);
+                end(first, &mut late);
                 while let Ok(next) = remains.try_recv() {
-                    end(next);
+                    end(next, &mut late);
                 }
                 look_at = look_at.or_else(|| retired::is_watched().then(soon));
                 thread::sleep(GATHER);
             }
-            Err(RecvTimeoutError::Timeout) => look_at = retired::free_untouched().then(soon),
+            Err(RecvTimeoutError::Timeout) => {
+                if look_at.is_some_and(|at| at <= Instant::now()) {
+                    look_at = retired::free_untouched().then(soon);
+                }
+            }
             Err(RecvTimeoutError::Disconnected) => return,
         }
     }
 }
 
-fn end(remains: Remains) {
+/// Frees what a slot keeps; says no where it goes on scheduling.
+fn has_freed_kept(slot: &Arc<Slot>) -> bool {
+    let Some(arrays) = slot.take_kept(PATIENCE) else { return false };
+    for array in arrays {
+        // A buffer that is freed is somebody else's next: what a stream still writes to it has to be written.
+        wait_for(&array);
+        halt::free(array);
+    }
+    true
+}
+
+fn end(remains: Remains, late: &mut Vec<Arc<Slot>>) {
     match remains {
         Remains::Array(array) => halt::free(array),
         Remains::Scheduled(slot) => {
-            for array in slot.take_kept() {
-                // A buffer that is freed is somebody else's next: what a stream still writes to it has to be written.
-                wait_for(&array);
-                halt::free(array);
+            if !has_freed_kept(&slot) {
+                late.push(slot);
             }
         }
         Remains::Arrays(arrays) => halt::free(arrays),
@@ -145,6 +166,9 @@ fn end(remains: Remains) {
             let _ = done.send(prepare());
         }
         Remains::Flush(done) => {
+            while !late.is_empty() {
+                late.retain(|slot| !has_freed_kept(slot));
+            }
             let _ = done.send(());
         }
     }
@@ -207,20 +231,48 @@ mod tests {
         flushed.recv().unwrap();
     }
 
+    fn array() -> Array {
+        let tensor = Tensor::from_bytes(&[0; 4], &[1], Dtype::Int32, Device::Cpu).unwrap();
+        tensor.handle("Ones").unwrap()
+    }
+
+    fn is_held(array: &Array) -> bool {
+        // SAFETY: the handle holds an array.
+        unsafe { mlx_sys::emily_array_is_shared(array.as_ptr()) }
+    }
+
+    /// Tells when it is dropped.
+    struct Witness(Sender<()>);
+
+    impl Drop for Witness {
+        fn drop(&mut self) {
+            self.0.send(()).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_slot_that_goes_on_scheduling_keeps_nothing_else_from_being_freed() {
+        start().unwrap();
+        let lease = Lease::take().unwrap();
+        let _evaluating = lease.enter();
+        let array = array();
+        let (sender, told) = crossbeam_channel::bounded(1);
+        while_scheduling(|| {
+            free_once_computed(array.clone(), lease.slot());
+            release(Witness(sender));
+            told.recv_timeout(Duration::from_secs(30)).expect("freed meanwhile");
+            assert!(is_held(&array));
+        });
+        until_ended();
+        assert!(!is_held(&array));
+    }
+
     #[test]
     fn what_is_dropped_while_a_slot_schedules_is_freed_when_it_has() {
         start().unwrap();
         let lease = Lease::take().unwrap();
         let _evaluating = lease.enter();
         let slot = lease.slot();
-        let array = || {
-            let tensor = Tensor::from_bytes(&[0; 4], &[1], Dtype::Int32, Device::Cpu).unwrap();
-            tensor.handle("Ones").unwrap()
-        };
-        let is_held = |array: &Array| {
-            // SAFETY: the handle holds an array.
-            unsafe { mlx_sys::emily_array_is_shared(array.as_ptr()) }
-        };
         let arrays = [array(), array(), array()];
         while_scheduling(|| {
             arrays.iter().for_each(|array| free_once_computed(array.clone(), slot));

@@ -163,11 +163,11 @@ impl Slot {
         dropped.len() == 1
     }
 
-    /// Waits until no nodes of its streams are being scheduled, and takes what it keeps: all at once, since the
-    /// next scheduling may take as long again.
-    pub(crate) fn take_kept(&self) -> Vec<Array> {
-        let _scheduling = self.scheduling.lock();
-        mem::take(&mut self.dropped.lock())
+    /// Takes what it keeps, all at once, since the next scheduling may take as long again; `None` where nodes of its
+    /// streams are being scheduled all the time that the caller waits.
+    pub(crate) fn take_kept(&self, patience: Duration) -> Option<Vec<Array>> {
+        let _scheduling = self.scheduling.try_lock_for(patience)?;
+        Some(mem::take(&mut self.dropped.lock()))
     }
 
     /// Waits for what was scheduled and never waited for. No stream may be made meanwhile.

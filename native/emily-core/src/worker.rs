@@ -150,10 +150,10 @@ impl Worker {
         Ok(tensor)
     }
 
-    /// Schedules a tensor that was just built here, unasked, if its device is a card and no stream has work. Where
+    /// Schedules a tensor that was just built here, unasked, if its device is a card and few streams have work. Where
     /// that is refused, whoever asks for the tensor is told.
     pub fn begin_early(&self, built: &Tensor) -> bool {
-        let begins = self.device().is_cuda() && self.is_worth_a_part(built) && AtWork::is_nobody();
+        let begins = self.device().is_cuda() && self.is_worth_a_part(built) && AtWork::are_few();
         begins && self.schedule(vec![built.clone()], Reply::to_nobody()).map_err(forget).is_ok()
     }
 

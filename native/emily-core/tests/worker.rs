@@ -59,7 +59,7 @@ fn ops(worker: &Worker, x: &Tensor, count: usize) -> Tensor {
 }
 
 /// As many ops as are begun unasked.
-const PART: usize = 24;
+const PART: usize = 12;
 
 #[test]
 fn a_part_is_worth_beginning_once_enough_is_built_for_an_idle_worker() {

@@ -138,8 +138,9 @@ impl Machine {
             Role::Condition { state } => {
                 let predicate = truth(build, &outputs[0])?;
                 let made: Vec<_> = state.iter().filter(|array| !is_computed(array)).collect();
-                // Together, once for each iteration, so that the graph stays small.
-                evaluate(OP, state.iter().chain([&predicate]))?;
+                // Together, once for each iteration, so that the graph stays small. What is computed stays out: a
+                // CUDA stream holds whatever an evaluation is asked for, so that the body would write to a copy.
+                evaluate(OP, made.iter().copied().chain([&predicate]))?;
                 if is_true(&predicate)? {
                     let_go(made.into_iter(), build)?;
                     // Moved, so that what only the body uses can be overwritten in place.
