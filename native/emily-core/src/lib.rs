@@ -14,6 +14,7 @@ pub mod dtype;
 mod early;
 pub mod error;
 pub mod halt;
+mod heap;
 mod load;
 mod look;
 pub mod memory;
