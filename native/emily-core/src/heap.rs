@@ -2,20 +2,28 @@
 //!
 //! glibc puts small blocks that are freed aside, and joins all those of a heap with their neighbours when somebody
 //! asks for a large block or frees one, while the heap is locked. Where another thread frees what a scheduler has built,
-//! hundreds of thousands gather, and the scheduler waits for milliseconds. So a thread that builds asks for
+//! very many gather, and the scheduler waits for milliseconds. So a thread that builds asks for
 //! a large block now and then, which finds few.
+
+use std::cell::Cell;
+use std::hint::black_box;
+
+/// Ops after which it is time: little has been freed since, and what it takes is spread over them.
+const OPS: u32 = 64;
+
+/// Less than what glibc takes from the system instead of a heap.
+const LARGE: usize = 120 << 10;
 
 /// Has the blocks joined that others freed in the calling thread's heap, if it is time to. To be called for each op
 /// that a scheduler builds.
-#[cfg(all(target_os = "linux", target_env = "gnu"))]
 pub(crate) fn tidy() {
-    use std::cell::Cell;
-    use std::hint::black_box;
-
     thread_local! {
         static OPS_LEFT: Cell<u32> = const { Cell::new(0) };
     }
 
+    if cfg!(not(all(target_os = "linux", target_env = "gnu"))) {
+        return;
+    }
     OPS_LEFT.with(|left| {
         if left.get() > 0 {
             left.set(left.get() - 1);
@@ -27,21 +35,9 @@ pub(crate) fn tidy() {
     });
 }
 
-#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
-pub(crate) fn tidy() {}
-
-/// Ops after which it is time: while they are built, another thread frees some hundreds.
-#[cfg(all(target_os = "linux", target_env = "gnu"))]
-const OPS: u32 = 64;
-
-/// Less than what glibc takes from the system instead of a heap.
-#[cfg(all(target_os = "linux", target_env = "gnu"))]
-const LARGE: usize = 120 << 10;
-
 #[cfg(all(test, target_os = "linux", target_env = "gnu"))]
 mod tests {
     use super::*;
-    use std::hint::black_box;
     use std::thread;
 
     /// Bytes of the blocks that were put aside, in all heaps.

@@ -199,7 +199,6 @@ const WAKING: Duration = Duration::from_micros(50);
 const FREEING: Duration = Duration::from_micros(5);
 
 /// Frees what the caller's collection has just found, which is in the caches, as far as a scheduler has time.
-/// Beside a thread that frees from the same arena each takes many times as long.
 #[rustler::nif]
 fn free_collected(env: Env) -> Atom {
     const AT_A_TIME: usize = 16;
