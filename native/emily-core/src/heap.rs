@@ -1,63 +1,63 @@
-//! The C library's heap, from which MLX allocates its nodes.
+//! The heap of MLX's nodes and of what the core keeps of each.
 //!
-//! glibc puts small blocks that are freed aside, and joins all those of a heap with their neighbours when somebody
-//! asks for a large block or frees one, while the heap is locked. Where another thread frees what a scheduler has built,
-//! very many gather, and the scheduler waits for milliseconds. So a thread that builds asks for
-//! a large block now and then, which finds few.
+//! A node is built on a scheduler, and as a rule the worker or the reaper frees it. glibc has the heap of the thread that
+//! allocated a block locked while another frees it, which takes milliseconds where it joins what was freed before, and
+//! whoever builds waits meanwhile. jemalloc gives threads blocks by the hundred and takes them back so. Where it
+//! cannot be put before MLX (macOS, musl, a program with an allocator of its own) nodes stay in the C library's.
 
-use std::cell::Cell;
-use std::hint::black_box;
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::env;
 
-/// Ops after which it is time: little has been freed since, and what it takes is spread over them.
-const OPS: u32 = 64;
+/// Names the C library's heap: for tools that look into it, and to compare.
+const VARIABLE: &str = "EMILY_ALLOCATOR";
 
-/// Less than what glibc takes from the system instead of a heap.
-const LARGE: usize = 120 << 10;
+/// The largest alignment of its blocks.
+const ALIGNMENT: usize = 16;
 
-/// Has the blocks joined that others freed in the calling thread's heap, if it is time to. To be called for each op
-/// that a scheduler builds.
-pub(crate) fn tidy() {
-    thread_local! {
-        static OPS_LEFT: Cell<u32> = const { Cell::new(0) };
-    }
-
-    if cfg!(not(all(target_os = "linux", target_env = "gnu"))) {
-        return;
-    }
-    OPS_LEFT.with(|left| {
-        if left.get() > 0 {
-            left.set(left.get() - 1);
-        } else {
-            left.set(OPS);
-            // SAFETY: a block that nobody uses.
-            unsafe { libc::free(black_box(libc::malloc(LARGE))) };
-        }
-    });
+/// Has the nodes allocated in a heap of their own from here on, unless the variable `EMILY_ALLOCATOR` is `system`. What
+/// was allocated before is freed where it was. Returns whether it is so.
+pub fn start() -> bool {
+    // SAFETY: takes nothing.
+    env::var_os(VARIABLE).is_none_or(|name| name != "system")
+        && unsafe { mlx_sys::emily_heap_start() }
 }
 
-#[cfg(all(test, target_os = "linux", target_env = "gnu"))]
-mod tests {
-    use super::*;
-    use std::thread;
+/// Bytes that it has asked the system for, given back or not: 0 where there is none.
+pub fn taken() -> usize {
+    // SAFETY: takes nothing.
+    unsafe { mlx_sys::emily_heap_taken() }
+}
 
-    /// Bytes of the blocks that were put aside, in all heaps.
-    fn aside() -> usize {
-        // SAFETY: takes nothing.
-        unsafe { libc::mallinfo2() }.fsmblks
+/// Gives the system back what is free in it.
+pub(crate) fn trim() {
+    // SAFETY: takes nothing.
+    unsafe { mlx_sys::emily_heap_trim() };
+}
+
+/// Rust's allocator, to be a program's global one: small blocks in the heap, once it has begun, the others in the C
+/// library's.
+pub struct Allocator;
+
+// SAFETY: a block is of one of two heaps and freed in that one. Those of the nodes' heap have the layout's size or more,
+// of which the alignment is as large as asked for.
+unsafe impl GlobalAlloc for Allocator {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        if layout.align() <= ALIGNMENT {
+            // SAFETY: takes any number of bytes.
+            let block = unsafe { mlx_sys::emily_heap_allocate(layout.pad_to_align().size()) };
+            if !block.is_null() {
+                return block.cast();
+            }
+        }
+        // SAFETY: the caller's.
+        unsafe { System.alloc(layout) }
     }
 
-    #[test]
-    fn what_others_freed_is_joined_after_some_ops() {
-        const BLOCKS: usize = 100_000;
-        const BYTES: usize = 64;
-        let builds = || {
-            let blocks: Vec<_> = (0..BLOCKS).map(|_| black_box(Box::new([0_u8; BYTES]))).collect();
-            thread::spawn(move || drop(blocks)).join().unwrap();
-            let before = aside();
-            assert!(before > BLOCKS * BYTES / 2);
-            (0..=OPS).for_each(|_| tidy());
-            assert!(aside() < before - BLOCKS * BYTES / 2);
-        };
-        thread::spawn(builds).join().unwrap();
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        // SAFETY: a block of either heap that nobody uses any more.
+        if unsafe { !mlx_sys::emily_heap_free(block.cast()) } {
+            // SAFETY: then it is of the C library's.
+            unsafe { System.dealloc(block, layout) };
+        }
     }
 }

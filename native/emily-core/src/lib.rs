@@ -14,7 +14,7 @@ pub mod dtype;
 mod early;
 pub mod error;
 pub mod halt;
-mod heap;
+pub mod heap;
 mod load;
 mod look;
 pub mod memory;

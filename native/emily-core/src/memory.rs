@@ -1,6 +1,7 @@
 //! MLX's allocator, which is one for the whole process.
 
 use crate::error::Result;
+use crate::heap;
 use crate::mlx;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -43,7 +44,7 @@ pub fn reset_peak() -> Result<()> {
     mlx::check("Memory", unsafe { mlx_sys::mlx_reset_peak_memory() })
 }
 
-/// Gives the cache back to the system, and what the C library keeps of freed memory. Waits for running evaluations
+/// Gives the cache back to the system, and what the heaps keep of freed memory. Waits for running evaluations
 /// on a CPU.
 ///
 /// # Errors
@@ -52,6 +53,7 @@ pub fn clear_cache() -> Result<()> {
     mlx::install_error_handler();
     // SAFETY: takes nothing.
     mlx::check("Memory", unsafe { mlx_sys::mlx_clear_cache() })?;
+    heap::trim();
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     // SAFETY: takes the bytes to keep at the end of the main heap.
     unsafe {

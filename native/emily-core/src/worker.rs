@@ -13,7 +13,6 @@
 use crate::device::Device;
 use crate::early::{self, AtWork};
 use crate::error::{Error, Result};
-use crate::heap;
 use crate::load;
 use crate::op::Op;
 use crate::program::{self, Input, Mode, Program, Run};
@@ -146,7 +145,6 @@ impl Worker {
         if !self.is_open() {
             return Err(Error::Stopped);
         }
-        heap::tidy();
         let tensor = Tensor::build(op, inputs, &self.home)?;
         self.home.unscheduled().add(tensor.byte_size());
         Ok(tensor)

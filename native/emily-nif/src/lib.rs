@@ -10,6 +10,7 @@ mod reply;
 mod tensor;
 mod worker;
 
+use emily_core::heap;
 use emily_core::op::Op;
 use rustler::{Env, Term};
 
@@ -31,7 +32,11 @@ fn nifs() -> Vec<(&'static str, u32)> {
         .collect()
 }
 
+#[global_allocator]
+static ALLOCATOR: heap::Allocator = heap::Allocator;
+
 fn load(_env: Env, _info: Term) -> bool {
+    heap::start();
     match emily_core::reaper::start() {
         Ok(()) => true,
         Err(error) => {

@@ -14,10 +14,8 @@
 #include <vector>
 
 #include <dlfcn.h>
-#include <elf.h>
-#include <link.h>
 
-#include "protection.h"
+#include "slots.h"
 
 namespace {
 
@@ -162,63 +160,6 @@ void* find_symbol(void* handle, const char* name) {
   return found;
 }
 
-#if defined(__x86_64__)
-constexpr unsigned jump_slot = R_X86_64_JUMP_SLOT;
-#elif defined(__aarch64__)
-constexpr unsigned jump_slot = R_AARCH64_JUMP_SLOT;
-#endif
-
-// The place where a library keeps the address of a function that it calls.
-void** place_of(const dl_phdr_info& library, const char* function) {
-  const ElfW(Dyn)* entry = nullptr;
-  for (int i = 0; i < library.dlpi_phnum; ++i) {
-    if (library.dlpi_phdr[i].p_type == PT_DYNAMIC) {
-      entry = reinterpret_cast<const ElfW(Dyn)*>(library.dlpi_addr + library.dlpi_phdr[i].p_vaddr);
-    }
-  }
-  uintptr_t slots = 0;
-  uintptr_t symbols = 0;
-  uintptr_t names = 0;
-  size_t bytes = 0;
-  for (; entry != nullptr && entry->d_tag != DT_NULL; ++entry) {
-    // Some loaders write addresses here, others leave offsets.
-    const uintptr_t value = entry->d_un.d_ptr;
-    const uintptr_t address = value < library.dlpi_addr ? library.dlpi_addr + value : value;
-    switch (entry->d_tag) {
-      case DT_JMPREL: slots = address; break;
-      case DT_SYMTAB: symbols = address; break;
-      case DT_STRTAB: names = address; break;
-      case DT_PLTRELSZ: bytes = entry->d_un.d_val; break;
-    }
-  }
-  if (slots == 0 || symbols == 0 || names == 0) {
-    return nullptr;
-  }
-  const auto* slot = reinterpret_cast<const ElfW(Rela)*>(slots);
-  for (size_t i = 0; i < bytes / sizeof(ElfW(Rela)); ++i, ++slot) {
-    const auto& symbol = reinterpret_cast<const ElfW(Sym)*>(symbols)[ELF64_R_SYM(slot->r_info)];
-    const char* name = reinterpret_cast<const char*>(names) + symbol.st_name;
-    if (ELF64_R_TYPE(slot->r_info) == jump_slot && std::strcmp(name, function) == 0) {
-      return reinterpret_cast<void**>(library.dlpi_addr + slot->r_offset);
-    }
-  }
-  return nullptr;
-}
-
-struct Search {
-  const void* base;
-  void** place;
-};
-
-int search(dl_phdr_info* library, size_t, void* data) {
-  auto& search = *static_cast<Search*>(data);
-  if (reinterpret_cast<const void*>(library->dlpi_addr) != search.base) {
-    return 0;
-  }
-  search.place = place_of(*library, "dlsym");
-  return 1;
-}
-
 } // namespace
 
 extern "C" bool emily_cuda_keep_events() {
@@ -228,17 +169,7 @@ extern "C" bool emily_cuda_keep_events() {
   if (known == nullptr || dladdr(known, &libmlx) == 0) {
     return false;
   }
-  Search found{libmlx.dli_fbase, nullptr};
-  dl_iterate_phdr(search, &found);
-  if (found.place == nullptr) {
-    return false;
-  }
-  // Read-only or not before, it works either way.
-  if (!emily::set_protection(found.place, PROT_READ | PROT_WRITE)) {
-    return false;
-  }
-  *found.place = reinterpret_cast<void*>(find_symbol);
-  return true;
+  return emily::replace(libmlx.dli_fbase, "dlsym", nullptr, reinterpret_cast<void*>(find_symbol));
 }
 #else
 extern "C" bool emily_cuda_keep_events() {

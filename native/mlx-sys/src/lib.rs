@@ -9,6 +9,10 @@ include!(concat!(env!("OUT_DIR"), "/bindings.rs"));
 mod half;
 pub use half::*;
 
+// heap.cpp calls it.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+use tikv_jemalloc_sys as _;
+
 extern "C" {
     /// Whether the C++ exception that is being handled is a `std::invalid_argument`. Only an error
     /// handler of mlx-c, called inside the catch block, can ask.
@@ -183,6 +187,23 @@ extern "C" {
 
     /// Waits for what [`emily_array_is_in_flight`] speaks of.
     pub fn emily_array_wait_in_flight(array: mlx_array);
+
+    /// Has MLX's nodes allocated in a heap of their own from here on. Returns whether it is done: not where the C++
+    /// library or MLX is built otherwise, or the program has another allocator already.
+    pub fn emily_heap_start() -> bool;
+
+    /// A block of this heap, aligned to the smaller of its size and 16 bytes. Null before it begins, and for what is
+    /// too large for it.
+    pub fn emily_heap_allocate(bytes: usize) -> *mut std::os::raw::c_void;
+
+    /// Frees a block if it is of this heap, and says whether it is.
+    pub fn emily_heap_free(block: *mut std::os::raw::c_void) -> bool;
+
+    /// Bytes that this heap has asked the system for, given back or not.
+    pub fn emily_heap_taken() -> usize;
+
+    /// Gives what is free in this heap back to the system, but for what other threads keep for themselves.
+    pub fn emily_heap_trim();
 
     /// Lets the threads that MLX's CUDA build starts for its streams sleep while there is nothing to do.
     /// Holds for streams that are made later; to be called once. Returns whether MLX is built so that it
