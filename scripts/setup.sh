@@ -159,7 +159,7 @@ install_on_debian() {
 ## The run
 
 if [ "${1:-}" = --check ]; then
-  lacking=$(missing rust cxx libclang python)
+  lacking=$(missing rust cxx make libclang python)
   name_missing $lacking >&2
   [ -z "$lacking" ]
   exit

@@ -46,7 +46,7 @@ defmodule Emily.Memory do
   Gives the cache back to the system.
 
   What was dropped before, and is being freed in the background, is given back too, as is what the C library keeps of
-  memory that was freed (glibc). Waits for running evaluations on a CPU.
+  memory that was freed (on Linux with glibc, MLX's nodes and other small blocks). Waits for running evaluations on a CPU.
   """
   @spec clear_cache() :: :ok
   def clear_cache do

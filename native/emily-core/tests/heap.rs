@@ -10,7 +10,7 @@ use emily_core::tensor::Tensor;
 use emily_core::worker::Worker;
 use runtime::*;
 use std::alloc::{alloc, dealloc, Layout};
-use std::thread;
+use std::{env, thread};
 
 #[global_allocator]
 static ALLOCATOR: heap::Allocator = heap::Allocator;
@@ -62,7 +62,11 @@ fn nodes_are_in_it_and_any_thread_frees_them() {
     let worker = worker();
     let of_the_c_library = doubled(&worker, 5);
     let blocks_of_the_c_library = blocks();
+    env::set_var("EMILY_ALLOCATOR", "system");
+    assert!(!heap::start());
+    drop(one(&worker));
     assert_eq!(heap::taken(), 0);
+    env::remove_var("EMILY_ALLOCATOR");
     assert!(heap::start());
     assert!(heap::start(), "it has begun");
     assert_eq!(value(&worker, &of_the_c_library), 32.0);
