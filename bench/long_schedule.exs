@@ -3,8 +3,8 @@
 # held it, so that slices are told by their process.
 #
 # A busy machine interrupts any slice, and that is not the NIFs' doing. So controls run beside them: a process
-# that calls no NIF, and one that makes and drops binaries of the BEAM where `collect` does tensors. What they have
-# per second is the machine's:
+# that calls no NIF, one that makes and drops binaries of the BEAM where `collect` does tensors, and 16 that wake a
+# program by a port where `compute` wakes a worker. What they have per second is the machine's:
 #
 #     mix run bench/long_schedule.exs
 #
@@ -72,6 +72,18 @@ defmodule LongSchedule do
     end
   end
 
+  # As `compute` wakes a worker each time, this wakes a program, by a port: no NIF.
+  def wakes(count) do
+    port = Port.open({:spawn_executable, System.find_executable("cat")}, [:binary])
+
+    for _ <- 1..count do
+      true = Port.command(port, "x")
+      receive(do: ({^port, {:data, "x"}} -> :ok))
+    end
+
+    Port.close(port)
+  end
+
   # No NIF: a loop that the VM may schedule out at any call.
   def plain(0), do: :ok
   def plain(count), do: plain(count - 1)
@@ -112,7 +124,7 @@ work =
       {"control: plain", fn -> LongSchedule.plain(2_000_000_000) end},
       {"control: binaries", fn -> LongSchedule.binaries(100_000) end},
       {"control: at once", fn -> LongSchedule.binaries_at_once(100_000) end}
-    ]
+    ] ++ List.duplicate({"control: wakes", fn -> LongSchedule.wakes(6_250) end}, 16)
 
 started =
   for {kind, fun} <- work do
@@ -142,7 +154,12 @@ events = receive(do: ({:events, events} -> events))
 :erlang.system_monitor(:undefined)
 kinds = Map.new(started, fn {pid, _monitor, kind} -> {pid, kind} end)
 
-by_kind = Enum.group_by(events, &Map.get(kinds, elem(&1, 0), "others"), &elem(&1, 1))
+kind = fn
+  {port, _slice} when is_port(port) -> "control: wakes"
+  {pid, _slice} -> Map.get(kinds, pid, "others")
+end
+
+by_kind = Enum.group_by(events, kind, &elem(&1, 1))
 
 IO.puts("slices of 1 ms or more, how many in a second of the processes' lives, and the longest")
 
