@@ -9,7 +9,7 @@ use crate::mlx;
 use crate::op::{Fill, Op};
 use crate::retired;
 use crate::slot::{Lease, Slot};
-use crate::tensor::{evaluate, wait_for};
+use crate::tensor::{evaluate, InFlight};
 use crossbeam_channel::{unbounded, Receiver, RecvTimeoutError, Sender};
 use mlx_rs::Array;
 use std::sync::{Arc, OnceLock};
@@ -138,12 +138,10 @@ fn reap(remains: &Receiver<Remains>) {
 
 /// Frees what a slot keeps; says no where it goes on scheduling.
 fn has_freed_kept(slot: &Arc<Slot>) -> bool {
-    let Some(arrays) = slot.take_kept(PATIENCE) else { return false };
-    for array in arrays {
-        // A buffer that is freed is somebody else's next: what a stream still writes to it has to be written.
-        wait_for(&array);
-        halt::free(array);
-    }
+    let Some((arrays, in_flight)) = slot.take_kept(PATIENCE, InFlight::of) else { return false };
+    // A buffer that is freed is somebody else's next: what a stream still writes to it has to be written.
+    in_flight.wait();
+    arrays.into_iter().for_each(halt::free);
     true
 }
 

@@ -148,11 +148,11 @@ impl Slot {
         Build::new(device, self.cpu, self.gpu)
     }
 
-    /// Whether nodes of its streams are being scheduled, which may not have their events yet. A node that a graph
-    /// alone holds, or nobody else, is in no later scheduling, so that its event stays as it is after this one.
-    pub(crate) fn is_scheduling(&self) -> bool {
-        // To have had the lock is to see what was written under it.
-        self.scheduling.try_lock().is_none()
+    /// Whether nodes of its streams are being scheduled, which may not have their events yet; otherwise what `look`
+    /// says, while nobody schedules.
+    pub(crate) fn is_scheduling_or(&self, look: impl FnOnce() -> bool) -> bool {
+        // To have the lock is to see what was written under it.
+        self.scheduling.try_lock().is_none_or(|_quiet| look())
     }
 
     /// Keeps an array of its streams that nobody refers to any more. Returns whether it is the first since they
@@ -163,11 +163,18 @@ impl Slot {
         dropped.len() == 1
     }
 
-    /// Takes what it keeps, all at once, since the next scheduling may take as long again; `None` where nodes of its
-    /// streams are being scheduled all the time that the caller waits.
-    pub(crate) fn take_kept(&self, patience: Duration) -> Option<Vec<Array>> {
-        let _scheduling = self.scheduling.try_lock_for(patience)?;
-        Some(mem::take(&mut self.dropped.lock()))
+    /// Takes what it keeps, all at once, since the next scheduling may take as long again, and what `look` says of it
+    /// while nobody schedules; `None` where nodes of its streams are being scheduled all the time that the caller
+    /// waits.
+    pub(crate) fn take_kept<T>(
+        &self,
+        patience: Duration,
+        look: impl FnOnce(&[Array]) -> T,
+    ) -> Option<(Vec<Array>, T)> {
+        let _quiet = self.scheduling.try_lock_for(patience)?;
+        let arrays = mem::take(&mut *self.dropped.lock());
+        let found = look(&arrays);
+        Some((arrays, found))
     }
 
     /// Waits for what was scheduled and never waited for. No stream may be made meanwhile.

@@ -26,7 +26,7 @@ mod evaluation;
 mod flight;
 pub use bytes::Bytes;
 pub(crate) use evaluation::{evaluate, schedule};
-pub(crate) use flight::wait_for;
+pub(crate) use flight::InFlight;
 use flight::{is_in_flight, is_shared};
 
 /// What is dropped with at most so many bytes and nodes is freed where it is dropped: that costs less
@@ -472,7 +472,7 @@ impl Inner {
         let slot = self.home.as_ref()?.slot();
         let is_long = !is_computed && !self.graph.is_light();
         // Before a scheduling has ended, what it has made so far cannot be asked.
-        (is_long || slot.is_scheduling() || is_in_flight(array)).then_some(slot)
+        (is_long || slot.is_scheduling_or(|| is_in_flight(array))).then_some(slot)
     }
 }
 

@@ -1,5 +1,6 @@
 // What mlx-c does not tell of an array, and the wait for an evaluation whose end is looked for.
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstdint>
@@ -42,30 +43,32 @@ long holders(const array& a) {
   return (a.*expose(Description{})).use_count();
 }
 
-// Calls `found` with what is still being computed and is freed with the last handle on `dropped`: itself, or
-// what the graph behind it alone holds. `found` says whether to go on. What others hold too is left alone: they
-// may be changing it.
+// Calls `found` with what has been scheduled, may not be there yet, and is freed with the last handles on what is
+// dropped: itself, or what the graphs behind it alone hold. `found` says whether to go on. What others hold too is
+// left alone: they may be changing it. Nobody may be scheduling meanwhile: who schedules lets go of a node before it
+// has its event.
 template <typename Found>
-void each_in_flight(array& dropped, Found found) {
-  if (holders(dropped) > 1) {
-    return;
-  }
-  // What they wrote before they let go of it is seen from here on.
-  std::atomic_thread_fence(std::memory_order_acquire);
-  // How often the graph holds what others may hold too.
+void each_in_flight(const mlx_array* dropped, size_t count, Found found) {
+  // How often the graphs hold what others may hold too.
   std::unordered_map<std::uintptr_t, long> held;
-  std::vector<array*> rest{&dropped};
+  std::vector<array*> rest;
+  const auto let_go = [&](array& node) {
+    const long all = holders(node);
+    if (all == 1 || ++held[node.id()] == all) {
+      rest.push_back(&node);
+    }
+  };
+  std::for_each(dropped, dropped + count, [&](auto handle) { let_go(mlx_array_get_(handle)); });
+  // What others wrote before they let go of it is seen from here on.
+  std::atomic_thread_fence(std::memory_order_acquire);
   while (!rest.empty()) {
     array& node = *rest.back();
     rest.pop_back();
     if (node.status() == array::Status::unscheduled) {
       for (auto& input : node.inputs()) {
-        const long all = holders(input);
-        if (all == 1 || ++held[input.id()] == all) {
-          rest.push_back(&input);
-        }
+        let_go(input);
       }
-    } else if (node.status() == array::Status::evaluated && !node.is_available() && !found(node)) {
+    } else if (node.status() == array::Status::evaluated && !found(node)) {
       return;
     }
   }
@@ -108,20 +111,27 @@ extern "C" bool emily_array_is_shared(mlx_array array) {
 // allocate, the next owner's elements would be overwritten.
 extern "C" bool emily_array_is_in_flight(mlx_array array) {
   bool is_in_flight = false;
-  each_in_flight(mlx_array_get_(array), [&](auto&) {
-    is_in_flight = true;
-    return false;
+  each_in_flight(&array, 1, [&](auto& node) {
+    is_in_flight = !node.is_available();
+    return !is_in_flight;
   });
   return is_in_flight;
 }
 
-extern "C" void emily_array_wait_in_flight(mlx_array array) {
-  each_in_flight(mlx_array_get_(array), [](auto& node) {
+extern "C" void emily_arrays_find_in_flight(const mlx_array* dropped, size_t count, mlx_vector_array found) {
+  // The driver is not asked, which takes time: who schedules waits meanwhile.
+  each_in_flight(dropped, count, [&](auto& node) {
+    mlx_vector_array_get_(found).push_back(node);
+    return true;
+  });
+}
+
+extern "C" void emily_arrays_wait(mlx_vector_array arrays) {
+  for (auto& node : mlx_vector_array_get_(arrays)) {
     try {
       node.wait();
     } catch (std::exception&) {
       // Its failure has nobody to be told.
     }
-    return true;
-  });
+  }
 }

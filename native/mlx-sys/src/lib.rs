@@ -181,12 +181,20 @@ extern "C" {
     pub fn emily_array_is_shared(array: mlx_array) -> bool;
 
     /// Whether dropping this handle frees what is still being computed: the array, or one that the graph behind
-    /// it alone holds. Of what others hold it is false. The handle must hold an array, and no thread may be in the
-    /// middle of scheduling it.
+    /// it alone holds. Of what others hold it is false. The handle must hold an array, and no thread may be
+    /// scheduling nodes of its stream.
     pub fn emily_array_is_in_flight(array: mlx_array) -> bool;
 
-    /// Waits for what [`emily_array_is_in_flight`] speaks of.
-    pub fn emily_array_wait_in_flight(array: mlx_array);
+    /// Appends what [`emily_array_is_in_flight`] speaks of, for handles that are dropped together, and maybe what is
+    /// there already.
+    pub fn emily_arrays_find_in_flight(
+        dropped: *const mlx_array,
+        count: usize,
+        found: mlx_vector_array,
+    );
+
+    /// Waits for arrays that have been scheduled.
+    pub fn emily_arrays_wait(arrays: mlx_vector_array);
 
     /// Has MLX's nodes allocated in a heap of their own from here on. Returns whether it is done: not where the C++
     /// library or MLX is built otherwise, or the program has another allocator already.
