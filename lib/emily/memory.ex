@@ -45,8 +45,8 @@ defmodule Emily.Memory do
   @doc """
   Gives the cache back to the system.
 
-  What was dropped before, and is being freed in the background, is given back too, as is what the C library keeps of
-  memory that was freed (on Linux with glibc, MLX's nodes and other small blocks). Waits for running evaluations on a CPU.
+  What was dropped before, and is being freed in the background, is given back too. So is, on Linux with glibc, what its
+  heap and that of MLX's nodes keep of memory that was freed. Waits for running evaluations on a CPU.
   """
   @spec clear_cache() :: :ok
   def clear_cache do

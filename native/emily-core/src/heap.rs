@@ -8,7 +8,7 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::env;
 
-/// Names the C library's heap: for tools that look into it, and to compare.
+/// With `system` in it nodes stay in the C library's heap: for tools that look into that, and to compare.
 const VARIABLE: &str = "EMILY_ALLOCATOR";
 
 /// The largest alignment of its blocks.

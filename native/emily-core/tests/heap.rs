@@ -4,10 +4,10 @@
 mod runtime;
 
 use emily_core::dtype::Dtype;
-use emily_core::heap;
 use emily_core::op::{Fill, Op};
 use emily_core::tensor::Tensor;
 use emily_core::worker::Worker;
+use emily_core::{heap, memory};
 use runtime::*;
 use std::alloc::{alloc, dealloc, Layout};
 use std::{env, thread};
@@ -81,6 +81,10 @@ fn nodes_are_in_it_and_any_thread_frees_them() {
     thread::spawn(move || drop(nodes)).join().unwrap();
     drop(build_many());
     assert!(heap::taken() < taken + taken / 2, "what others freed is used again");
+    let before = resident();
+    memory::clear_cache().unwrap();
+    let given_back = before.saturating_sub(resident());
+    assert!(given_back > taken / 2, "given back {given_back} of {taken} bytes");
 
     // Built by one thread, computed and freed by another, in several pairs at a time.
     let computes = || {

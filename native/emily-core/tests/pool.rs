@@ -29,12 +29,6 @@ fn files() -> usize {
     count("/proc/self/fd")
 }
 
-/// Bytes in memory.
-fn resident() -> usize {
-    let statm = fs::read_to_string("/proc/self/statm").unwrap();
-    statm.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
-}
-
 /// Makes a worker, has it compute, ends it one way or the other, without waiting for its end.
 fn live(number: usize) -> Arc<Worker> {
     let owner = worker();

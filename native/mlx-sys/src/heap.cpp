@@ -1,5 +1,6 @@
 // Where MLX's nodes are allocated, and what this library keeps of each: in a heap of their own, which is jemalloc's.
-// One thread builds a node and as a rule another frees it, which glibc does with the heap of the first locked, at times for milliseconds.
+// One thread builds a node and as a rule another frees it, which glibc does with the heap of the first locked, at
+// times for milliseconds.
 //
 // Only `new` in libmlx and here allocates there. Others may free it: libstdc++ a string that it makes longer, or another
 // library whose copy of a template the loader has chosen for all. So `delete` is replaced everywhere, and tells the

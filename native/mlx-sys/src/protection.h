@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include <sys/mman.h>
@@ -9,11 +10,14 @@
 
 namespace emily {
 
+inline uintptr_t page_of(uintptr_t address) {
+  return address & ~(static_cast<uintptr_t>(sysconf(_SC_PAGESIZE)) - 1);
+}
+
 // Of the page that the address is in.
 inline bool set_protection(void* address, int protection) {
-  const auto size = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
-  const auto page = reinterpret_cast<uintptr_t>(address) & ~(size - 1);
-  return mprotect(reinterpret_cast<void*>(page), size, protection) == 0;
+  auto* page = reinterpret_cast<void*>(page_of(reinterpret_cast<uintptr_t>(address)));
+  return mprotect(page, static_cast<size_t>(sysconf(_SC_PAGESIZE)), protection) == 0;
 }
 
 } // namespace emily

@@ -43,9 +43,16 @@ inline bool replace(const void* base, const char* function, const void* only, vo
       return 0;
     }
     const ElfW(Dyn)* entry = nullptr;
+    uintptr_t read_only = 0;
+    uintptr_t writable = 0;
     for (int i = 0; i < library->dlpi_phnum; ++i) {
-      if (library->dlpi_phdr[i].p_type == PT_DYNAMIC) {
-        entry = reinterpret_cast<const ElfW(Dyn)*>(base + library->dlpi_phdr[i].p_vaddr);
+      const auto& part = library->dlpi_phdr[i];
+      if (part.p_type == PT_DYNAMIC) {
+        entry = reinterpret_cast<const ElfW(Dyn)*>(base + part.p_vaddr);
+      } else if (part.p_type == PT_GNU_RELRO) {
+        // The loader leaves a page writable that this ends in.
+        read_only = page_of(base + part.p_vaddr);
+        writable = page_of(base + part.p_vaddr + part.p_memsz);
       }
     }
     struct Table {
@@ -83,10 +90,15 @@ inline bool replace(const void* base, const char* function, const void* only, vo
           continue;
         }
         auto* slot = reinterpret_cast<void**>(base + relocation->r_offset);
-        // Read-only or not before, it works either way.
-        if ((search.only == nullptr || *slot == search.only) && set_protection(slot, PROT_READ | PROT_WRITE)) {
-          __atomic_store_n(slot, search.by, __ATOMIC_RELEASE);
-          search.found = true;
+        const bool is_read_only = base + relocation->r_offset - read_only < writable - read_only;
+        if ((search.only != nullptr && *slot != search.only) ||
+            (is_read_only && !set_protection(slot, PROT_READ | PROT_WRITE))) {
+          continue;
+        }
+        __atomic_store_n(slot, search.by, __ATOMIC_RELEASE);
+        search.found = true;
+        if (is_read_only) {
+          set_protection(slot, PROT_READ);
         }
       }
     }

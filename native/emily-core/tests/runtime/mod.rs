@@ -11,6 +11,7 @@ use emily_core::reaper;
 use emily_core::reply::{Recipient, Reply, Value};
 use emily_core::tensor::{Bytes, Tensor};
 use emily_core::worker::{make_ready, Owner, Refused, Worker};
+use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{channel, Receiver, Sender};
 use std::sync::Arc;
@@ -76,6 +77,14 @@ impl Answer {
     pub fn give_up(&self) {
         self.waiting.store(false, Ordering::Release);
     }
+}
+
+/// Bytes of the process that are in memory, on Linux.
+pub fn resident() -> usize {
+    let statm = fs::read_to_string("/proc/self/statm").unwrap();
+    let pages: usize = statm.split(' ').nth(1).unwrap().parse().unwrap();
+    // SAFETY: takes the name of a number.
+    pages * unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as usize
 }
 
 /// Queues a job and returns where its answer comes.
