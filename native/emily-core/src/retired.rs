@@ -126,16 +126,36 @@ mod tests {
     use crate::dtype::Dtype;
     use crate::op::{Fill, Op};
     use crate::worker::Owner;
+    use crossbeam_channel::{bounded, Receiver, Sender};
     use parking_lot::MutexGuard;
 
-    /// As if the reaper looked: only the test does, and one test at a time.
-    fn watched_by_the_test() -> (MutexGuard<'static, ()>, Owner) {
+    /// Holds the thread that frees it, until the other end is dropped.
+    struct Gate {
+        reached: Sender<()>,
+        closed: Receiver<()>,
+    }
+
+    impl Drop for Gate {
+        fn drop(&mut self) {
+            self.reached.send(()).unwrap();
+            let _ = self.closed.recv();
+        }
+    }
+
+    /// As if the reaper looked: only the test does, and one test at a time. The reaper itself stands still until the
+    /// sender is dropped.
+    fn watched_by_the_test() -> (MutexGuard<'static, ()>, Owner, Sender<()>) {
         static TURN: Mutex<()> = Mutex::new(());
         let turn = TURN.lock();
         reaper::start().unwrap();
+        let worker = Owner::start(Device::Cpu, 1).unwrap();
+        let (gate, closed) = bounded(0);
+        let (reached, held) = bounded(1);
+        reaper::release(Gate { reached, closed });
+        held.recv().unwrap();
         IS_WATCHED.store(true, Ordering::Relaxed);
         free_all();
-        (turn, Owner::start(Device::Cpu, 1).unwrap())
+        (turn, worker, gate)
     }
 
     fn tensor(worker: &Owner) -> Tensor {
@@ -155,7 +175,7 @@ mod tests {
 
     #[test]
     fn a_thread_frees_as_many_as_it_asks_for() {
-        let (_turn, worker) = watched_by_the_test();
+        let (_turn, worker, _gate) = watched_by_the_test();
         retire(5, &worker);
         assert_eq!(worker.home().bytes(), 5 * 4);
         assert_eq!([2, 2, 2, 2].map(free_some), [2, 2, 1, 0]);
@@ -164,16 +184,17 @@ mod tests {
 
     #[test]
     fn a_list_that_grows_long_is_handed_over() {
-        let (_turn, worker) = watched_by_the_test();
+        let (_turn, worker, gate) = watched_by_the_test();
         retire(LONGEST + 3, &worker);
         assert_eq!(listed(), 3);
+        drop(gate);
         reaper::flush();
         assert_eq!((listed(), worker.home().bytes()), (0, 0));
     }
 
     #[test]
     fn the_list_of_a_thread_that_frees_is_left_to_it() {
-        let (_turn, worker) = watched_by_the_test();
+        let (_turn, worker, _gate) = watched_by_the_test();
         retire(9, &worker);
         IS_WATCHED.store(false, Ordering::Relaxed);
         assert!(free_untouched(), "left, and watched from here on");
